@@ -1,0 +1,1 @@
+"""Shipped conformity checks: every component, plugins included, is held to its contract."""

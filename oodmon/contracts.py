@@ -1,0 +1,311 @@
+"""The verbs: what a component of each kind has to do, and nothing else.
+
+A component is a frozen dataclass whose fields are its options (the YAML schema); `name` is set by
+the registry. `oodmon.checks` holds every implementation, plugins included, to what stands here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import numpy.typing as npt
+
+from oodmon.records import Activations, DriftResult, Event, ScoreBatch, Window
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+__all__ = [
+    "Arrays",
+    "Delivery",
+    "Detector",
+    "DriftTest",
+    "Feed",
+    "Paper",
+    "Reader",
+    "Reads",
+    "Reference",
+    "Sink",
+    "Stability",
+    "State",
+    "Tap",
+    "Trigger",
+    "TriggerRequest",
+    "Writer",
+]
+
+Stability = Literal["stable", "beta", "experimental"]
+
+State = Mapping[str, "Tensor"]
+"""What a detector learnt: a flat mapping of tensors."""
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+"""What a drift test remembers, as plain arrays that can be stored."""
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    authors: str
+    venue: str
+    year: int
+    url: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What a detector needs to see at score time; labels are only ever read while learning."""
+
+    layers: tuple[str, ...] = ()
+    logits: bool = False
+    inputs: bool = False
+    labels: bool = False
+
+
+class Tap(ABC):
+    """Where activations are read. Attached and detached by the agent."""
+
+    name: ClassVar[str]
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def attach(self, model: torch.nn.Module, reads: Reads, sink: Callable[..., None]) -> None:
+        """Start reading; `ContractError` here, never inside a forward pass."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Stop; the model is as it was before, bit for bit. Safe twice."""
+
+
+class Reference(Protocol):
+    """In-distribution data to learn from: `detectors.reference.Reference` is the real one."""
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor] | None:
+        """Weight (C, D) and bias (C,) of the classifier head, if known."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors live."""
+
+    def generator(self) -> torch.Generator:
+        """A fresh CPU generator, seeded the same at each call."""
+
+    def progress(self, done: float, note: str = "") -> None:
+        """Report the share of the work that is done, in [0, 1]."""
+
+    def __iter__(self) -> Iterator[Activations]:
+        """Labelled batches, in the same order at each pass."""
+
+
+class Detector(ABC):
+    """Frozen dataclass of options and two pure functions; nothing is kept on self.
+
+    Higher is more OOD. Row i of a score depends on row i alone; NaN means "cannot score this row"
+    and stays in its row. No gradient, no host synchronisation, no input changed, the same answer
+    twice.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper | None] = None
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def reads(self) -> Reads:
+        """Which layers, logits or inputs it needs."""
+
+    def learn(self, reference: Reference) -> State:
+        """What the detector takes from the reference: same reference, same state, bit for bit."""
+        del reference
+        return {}
+
+    @abstractmethod
+    def score(self, acts: Activations, state: State) -> Tensor:
+        """(B,), floating, on the activations' device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One batch as a feed hands it over.
+
+    Attributes:
+        batch: what the agent measured.
+        partition: the part of the feed that it came from (a writer's folder, a topic partition).
+        position: where that partition stands after this batch. Opaque to all but the feed; it is
+            committed in the transaction that holds what was concluded from the batch.
+    """
+
+    batch: ScoreBatch
+    partition: str
+    position: str
+
+
+class Writer(ABC):
+    """The agent's end of a feed: one per serving process."""
+
+    @abstractmethod
+    def put(self, batch: ScoreBatch) -> bool:
+        """Accept one batch; False says that it was shed because the feed is full. Never waits."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush. Safe twice."""
+
+
+class Reader(ABC):
+    """The daemon's end of a feed."""
+
+    @abstractmethod
+    def seek(self, positions: Mapping[str, str]) -> None:
+        """Go on after these committed positions; an unnamed partition starts at its beginning."""
+
+    @abstractmethod
+    def poll(self, limit: int, timeout_seconds: float) -> Sequence[Delivery]:
+        """Up to `limit` batches; empty when nothing came within the time.
+
+        What is already there is delivered in one order whatever the calls: by event time, then
+        partition. So a restart over the same content replays the same way.
+        """
+
+    @abstractmethod
+    def settle(self, positions: Mapping[str, str]) -> None:
+        """These positions are committed; what lies before them may be forgotten."""
+
+    @abstractmethod
+    def backlog_bytes(self) -> int:
+        """Accepted and not yet settled."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Safe twice."""
+
+
+class Feed(ABC):
+    """The way from agent to daemon, both ends."""
+
+    name: ClassVar[str]
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def writer(self, source: str) -> Writer:
+        """The agent's end, for the agent of this id; `FeedError` where it cannot work."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """The daemon's end; `FeedError` where it cannot work."""
+
+
+class DriftTest(ABC, Generic[S]):
+    """Frozen dataclass of options and pure functions over a state S of the stream's own.
+
+    One state per (detector, segment). Deterministic. The pipeline stores states through `freeze`
+    and brings them back through `thaw`; no foreign object is ever pickled.
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[Paper | None] = None
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def start(self, reference: Window) -> S:
+        """The state before the first window.
+
+        The reference holds the calibration scores, binned by their own tail probabilities.
+        """
+
+    @abstractmethod
+    def step(self, state: S, window: Window, detector: str) -> tuple[S, DriftResult]:
+        """Take one closed window of the stream. An empty window is never drifted.
+
+        The result's `test` is left "" and is filled in by the pipeline.
+        """
+
+    @abstractmethod
+    def freeze(self, state: S) -> Arrays:
+        """The state as plain arrays: ``thaw(reference, freeze(s))`` goes on exactly as ``s``."""
+
+    @abstractmethod
+    def thaw(self, reference: Window, arrays: Arrays) -> S:
+        """The state back from arrays."""
+
+    def combine(self, results: Sequence[DriftResult]) -> Sequence[DriftResult]:
+        """Judge the streams of one span together: the results, changed or added to.
+
+        Tests that share one promise over all their streams decide here.
+        """
+        return results
+
+    def promise(self, window_seconds: float) -> str:
+        """How often a false alarm may come, in words for the alert and the report."""
+        del window_seconds
+        return ""
+
+
+class Sink(ABC):
+    """Tells the world. Frozen dataclass of options; what is open lives outside the options.
+
+    Fails with `RetryLater` or `Rejected` only. Batching, backoff, timeout, dead letters and order
+    per subject live once, in `daemon.delivery`.
+    """
+
+    name: ClassVar[str]
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect, or `RetryLater` / `Rejected`."""
+
+    @abstractmethod
+    def send(self, events: Sequence[Event]) -> None:
+        """All or nothing; idempotent by event id."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush; safe twice, safe without `open`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerRequest:
+    """Ask for a retraining.
+
+    Attributes:
+        id: idempotency key; the same for the same episode on every replay.
+        alert: the firing alert's event.
+        requested_at: ns UTC.
+    """
+
+    id: str
+    alert: Event
+    requested_at: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+class Trigger(ABC):
+    """Acts. Only ever called through `triggers.guard`; fails as a sink does."""
+
+    name: ClassVar[str]
+    stability: ClassVar[Stability] = "beta"
+
+    @abstractmethod
+    def open(self) -> None:
+        """Connect, or `RetryLater` / `Rejected`."""
+
+    @abstractmethod
+    def fire(self, request: TriggerRequest) -> None:
+        """Ask for one retraining; idempotent by request id."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Safe twice, safe without `open`."""
+
+
+Clock = Callable[[], int]
+"""Wall clock in ns UTC; only the agent and the daemon own one."""

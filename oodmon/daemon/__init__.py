@@ -1,0 +1,1 @@
+"""Beside the store: reads the feed, concludes, persists, tells. Never imports torch."""

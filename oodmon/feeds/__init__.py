@@ -1,0 +1,1 @@
+"""The way from agent to daemon, both ends in one file each."""

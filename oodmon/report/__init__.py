@@ -1,0 +1,1 @@
+"""Facts → one self-contained HTML file."""

@@ -1,0 +1,1 @@
+"""The database: facts, outbox, pipeline state and feed positions."""

@@ -1,0 +1,1 @@
+"""What an alert may set going, always behind a guard."""
