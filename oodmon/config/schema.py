@@ -1,0 +1,217 @@
+"""The sections of the YAML file: what each is called, what it takes, what it is when left out.
+
+Field names are the YAML names. A `Component` is an entity with a `type`: its options are the
+fields of the registered class and are checked by building it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from oodmon.errors import ContractError
+from oodmon.rules import Rule
+from oodmon.windows import Windowing
+
+__all__ = [
+    "AgentSection",
+    "CalibrationSection",
+    "Component",
+    "Config",
+    "DaemonSection",
+    "EventKind",
+    "HttpSection",
+    "ModelSection",
+    "SinkSection",
+    "StoreSection",
+    "TapSection",
+    "TriggerSection",
+]
+
+EventKind = Literal["alert", "notice", "window", "drift", "sample"]
+"""What can be sent to a sink; `daemon` events travel with `notice`."""
+
+_PORTS: Final = 65_536
+_LONGEST_NAME: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """An entity of the config.
+
+    Attributes:
+        id: its name in the file (the section's name where there is only one).
+        kind: taps, detectors, feeds, drift, sinks or triggers.
+        type: the registered name.
+        component: the built component, a frozen dataclass of options.
+    """
+
+    id: str
+    kind: str
+    type: str
+    component: Any
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSection:
+    """What is served; both programs put it on everything that they write."""
+
+    name: str
+    version: str = "1"
+
+    def __post_init__(self) -> None:
+        for option, text in (("name", self.name), ("version", self.version)):
+            if not (text and text == text.strip() and text.isprintable() and "/" not in text):
+                raise ContractError(
+                    f"{option}: expected printable text without `/` or spaces around it"
+                )
+            if len(text) > _LONGEST_NAME:
+                raise ContractError(f"{option}: longer than {_LONGEST_NAME} characters")
+
+
+@dataclass(frozen=True, slots=True)
+class TapSection:
+    """`agent.tap`: the tap, and what the agent may cost.
+
+    Attributes:
+        overhead_budget: share of the serving time that tapping and scoring may take, (0, 1]; the
+            sampled fraction is adapted to keep it.
+    """
+
+    component: Component
+    overhead_budget: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.overhead_budget <= 1.0:
+            raise ContractError(f"overhead_budget: {self.overhead_budget} is not in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSection:
+    """`agent`: what runs beside the model.
+
+    Attributes:
+        tap: where activations are read.
+        detectors: id → detector.
+        states: folder that `oodmon fit` writes and the agent reads.
+        feed: the way to the daemon.
+    """
+
+    tap: TapSection
+    detectors: Mapping[str, Component]
+    states: str
+    feed: Component
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSection:
+    """`daemon.calibration`: the folder that holds ``<detector>.calibration.safetensors``."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSection:
+    """`daemon.store`.
+
+    Attributes:
+        url: SQLAlchemy URL; never shown, it may hold a password. A relative SQLite path is
+            relative to the config file.
+        pipeline: name under which the pipeline's state is kept; "" means the model's name.
+    """
+
+    url: str = field(default="sqlite:///oodmon.db", repr=False)
+    pipeline: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SinkSection:
+    """One of `daemon.sinks`: where events go, and which."""
+
+    component: Component
+    events: tuple[EventKind, ...] = ("alert", "notice")
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerSection:
+    """One of `daemon.triggers`: what an alert may set going, and how often.
+
+    Attributes:
+        cooldown_seconds: at least this long between two requests.
+        daily_quota: at most so many requests within any 24 hours.
+        dry_run: decide and record, but send nothing. True until it is switched off.
+    """
+
+    component: Component
+    cooldown_seconds: float = 86_400.0
+    daily_quota: int = 1
+    dry_run: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.cooldown_seconds) and self.cooldown_seconds >= 0):
+            raise ContractError(f"cooldown_seconds: {self.cooldown_seconds} is not at least 0")
+        if self.daily_quota < 1:
+            raise ContractError(f"daily_quota: {self.daily_quota} is not at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSection:
+    """`daemon.http`: where health and metrics are served. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 9464
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < _PORTS:
+            raise ContractError(f"port: {self.port} is not in [0, {_PORTS - 1}]")
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSection:
+    """`daemon`: what runs beside the store.
+
+    Attributes:
+        feed: the way from the agents.
+        calibration: what raw scores are ranked against.
+        flag_level: a sample with a tail probability of at most this is kept as an exceedance.
+        windows: how event time is cut.
+        drift: id → drift test.
+        rules: id → rule.
+        store: the database.
+        sinks: id → where events go.
+        triggers: id → what an alert may set going.
+        http: health and metrics.
+    """
+
+    feed: Component
+    calibration: CalibrationSection
+    flag_level: float
+    windows: Windowing
+    drift: Mapping[str, Component]
+    rules: Mapping[str, Rule]
+    store: StoreSection
+    sinks: Mapping[str, SinkSection]
+    triggers: Mapping[str, TriggerSection]
+    http: HttpSection
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One file, checked.
+
+    Attributes:
+        model: what is served.
+        agent, daemon: the halves that the file has and that were asked for, else none.
+        path: the file.
+        digest: sixteen hex digits over the text of the file.
+        hints: what is allowed and yet probably not meant, one sentence each.
+    """
+
+    model: ModelSection
+    agent: AgentSection | None
+    daemon: DaemonSection | None
+    path: str
+    digest: str = ""
+    hints: tuple[str, ...] = ()
