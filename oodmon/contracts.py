@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Arrays",
+    "Attached",
     "Delivery",
     "Detector",
     "DriftTest",
     "Feed",
+    "Intake",
     "Paper",
     "Reader",
     "Reads",
@@ -35,6 +37,7 @@ __all__ = [
     "Tap",
     "Trigger",
     "TriggerRequest",
+    "Visit",
     "Writer",
 ]
 
@@ -70,19 +73,50 @@ class Reads:
     labels: bool = False
 
 
+class Visit(Protocol):
+    """One forward pass that is being read: made by the intake, handed back to it by the tap."""
+
+    @property
+    def observed_at(self) -> int:
+        """Start of the pass, ns UTC."""
+
+
+class Intake(Protocol):
+    """Where a tap hands its activations. Called in the serving thread: never waits, never raises."""
+
+    def admit(self, rows: int) -> Visit | None:
+        """A pass of so many rows (0 = not known yet) starts; None: pass it by."""
+
+    def take(self, visit: Visit, acts: Activations, tap_seconds: float) -> None:
+        """An admitted pass has ended; reading it took the serving thread `tap_seconds`."""
+
+    def fail(self, visit: Visit, rows: int, why: str) -> None:
+        """An admitted pass could not be read, or the model raised in it (`why` is then "")."""
+
+    def room(self) -> bool:
+        """Whether another pass can be queued without shedding. Asked by taps that can wait."""
+
+
+class Attached(Protocol):
+    """A tap at work."""
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What is read and from where, one sentence each."""
+
+    def detach(self) -> None:
+        """Stop; the model is as it was before, bit for bit. Safe twice."""
+
+
 class Tap(ABC):
-    """Where activations are read. Attached and detached by the agent."""
+    """Where activations are read. A frozen dataclass of options; what is attached lives outside."""
 
     name: ClassVar[str]
     stability: ClassVar[Stability] = "beta"
 
     @abstractmethod
-    def attach(self, model: torch.nn.Module, reads: Reads, sink: Callable[..., None]) -> None:
-        """Start reading; `ContractError` here, never inside a forward pass."""
-
-    @abstractmethod
-    def detach(self) -> None:
-        """Stop; the model is as it was before, bit for bit. Safe twice."""
+    def attach(self, model: torch.nn.Module, reads: Reads, intake: Intake) -> Attached:
+        """Start reading. `ContractError` here names what is missing; nothing raises in a pass."""
 
 
 class Reference(Protocol):
@@ -213,6 +247,9 @@ class DriftTest(ABC, Generic[S]):
     name: ClassVar[str]
     paper: ClassVar[Paper | None] = None
     stability: ClassVar[Stability] = "beta"
+    disjoint: ClassVar[bool] = False
+    """True: every sample must be counted once, so that under sliding windows the test is given
+    the panes that they are made of."""
 
     @abstractmethod
     def start(self, reference: Window) -> S:
@@ -236,12 +273,25 @@ class DriftTest(ABC, Generic[S]):
     def thaw(self, reference: Window, arrays: Arrays) -> S:
         """The state back from arrays."""
 
-    def combine(self, results: Sequence[DriftResult]) -> Sequence[DriftResult]:
+    def combine(
+        self, results: Sequence[DriftResult], others: Sequence[DriftResult] = ()
+    ) -> Sequence[DriftResult]:
         """Judge the streams of one span together: the results, changed or added to.
 
-        Tests that share one promise over all their streams decide here.
+        Tests that share one promise over all their streams decide here. `others` are the latest
+        results of the test's streams that had no window in this span.
         """
+        del others
         return results
+
+    def run_length(self, window_seconds: float) -> float:
+        """The promise as a number: expected windows between false alarms, at least.
+
+        Per stream, or over all streams where `combine` adds a result for `ALL` of them. 0 says that
+        nothing is promised.
+        """
+        del window_seconds
+        return 0.0
 
     def promise(self, window_seconds: float) -> str:
         """How often a false alarm may come, in words for the alert and the report."""
