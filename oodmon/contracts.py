@@ -82,7 +82,7 @@ class Visit(Protocol):
 
 
 class Intake(Protocol):
-    """Where a tap hands its activations. Called in the serving thread: never waits, never raises."""
+    """Where a tap hands its activations, in the serving thread: never waits, never raises."""
 
     def admit(self, rows: int) -> Visit | None:
         """A pass of so many rows (0 = not known yet) starts; None: pass it by."""
@@ -164,6 +164,19 @@ class Detector(ABC):
     @abstractmethod
     def score(self, acts: Activations, state: State) -> Tensor:
         """(B,), floating, on the activations' device."""
+
+    def pin(self, layers: Sequence[str]) -> Detector:
+        """The same detector with the layers that were left open chosen from those there are.
+
+        `Scorer.learn` calls it, so a scorer always names what it reads. `layers` is in the order
+        of the forward pass.
+        """
+        del layers
+        return self
+
+    def check(self, state: State) -> None:
+        """`StateError` says what, where and expected if this is no state of this detector."""
+        del state
 
 
 @dataclass(frozen=True, slots=True)
