@@ -5,22 +5,75 @@ The public names are below. Importing the package imports neither torch nor any 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from oodmon.records import Activations, ScoreBatch
+import importlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from oodmon.agent import Agent, attach
+    import os
 
-__all__ = ["Activations", "Agent", "ScoreBatch", "__version__", "attach"]
+    import torch
+
+    from oodmon.agent import Agent
+    from oodmon.config.schema import Config
+    from oodmon.records import Activations, ScoreBatch
+
+__all__ = ["Activations", "Agent", "Config", "ScoreBatch", "__version__", "attach", "load"]
 
 __version__ = "0.1.0"
 
+# The agent imports torch, which the daemon must not; the rest waits so that `oodmon --help` is
+# quick.
+_HOMES: Final[Mapping[str, str]] = {
+    "Activations": "oodmon.records",
+    "Agent": "oodmon.agent",
+    "Config": "oodmon.config.schema",
+    "ScoreBatch": "oodmon.records",
+    "load": "oodmon.config.parse",
+}
+
+
+def attach(
+    model: torch.nn.Module,
+    config: str | os.PathLike[str] | Config,
+    *,
+    request: Callable[..., Any] | None = None,
+) -> Agent:
+    """Watch a served model from now on: the one line in the serving process.
+
+    Args:
+        model: what is served; its outputs stay as they are, bit for bit.
+        config: the YAML file (or what `load` made of it), whose `agent` half says what to do.
+        request: called at each forward pass for the request's ids and segments; see `Agent`.
+
+    Returns:
+        The agent; ``detach()`` or its context manager ends the watch.
+
+    Raises:
+        ConfigError: the file has problems, all of them told.
+        StateError: a detector of the config has not been fitted (`oodmon fit`), or otherwise.
+        ContractError: the model has no layer that a detector reads.
+    """
+    from oodmon.agent import Agent
+    from oodmon.config import build
+    from oodmon.config.parse import load
+    from oodmon.config.schema import Config
+
+    checked = config if isinstance(config, Config) else load(config, "agent")
+    half = build.agent_half(checked)
+    return Agent.attach(
+        model,
+        tap=half.tap.component.component,
+        scorers=build.scorers(checked),
+        feed=half.feed.component,
+        model_name=checked.model.name,
+        version=checked.model.version,
+        overhead_budget=half.tap.overhead_budget,
+        request=request,
+    )
+
 
 def __getattr__(name: str) -> Any:
-    # The agent imports torch, which the daemon must not.
-    if name in ("Agent", "attach"):
-        from oodmon import agent
-
-        return getattr(agent, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

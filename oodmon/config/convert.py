@@ -9,6 +9,7 @@ the environment. A `Secret` can come from nowhere else.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import re
 import types
@@ -21,7 +22,7 @@ from typing import Any, Final, Literal, Union
 import yaml
 
 from oodmon.config.document import Problems
-from oodmon.config.wording import TAGS, VARIABLE, describe, found, near, unquote
+from oodmon.config.wording import TAGS, VARIABLE, describe, found, listed, near, unquote
 from oodmon.secret import Secret
 
 __all__ = ["MISSING", "Converter", "names_path", "options_of"]
@@ -50,7 +51,7 @@ def options_of(cls: type[Any]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
     for owner in reversed(cls.__mro__):
         # Only the options: what else a class keeps may be annotated with names that exist for
         # the type checker alone.
-        own = {n: a for n, a in owner.__dict__.get("__annotations__", {}).items() if n in options}
+        own = {n: a for n, a in inspect.get_annotations(owner).items() if n in options}
         holder = type("Options", (), {"__annotations__": own, "__module__": owner.__module__})
         hints |= typing.get_type_hints(holder, include_extras=True)
     return {name: (option, hints[name]) for name, option in options.items()}
@@ -129,7 +130,7 @@ class Converter:
                 as_path = bool(option.metadata.get("path")) or names_path(name)
                 values[name] = self.value(value, annotation, f"{path}.{name}", is_path=as_path)
             elif name not in skipped:
-                hint = near(name, [*known, *skipped])
+                hint = near(name, [*known, *skipped]) or listed([*known, *skipped])
                 self.problems.add(key, f"{path}.{name}", f"unknown option{hint}")
         for name, (option, annotation) in known.items():
             if (

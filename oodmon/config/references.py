@@ -16,14 +16,14 @@ __all__ = ["check_rules", "detector_ids", "hints"]
 Entries = Mapping[str, tuple[yaml.Node, yaml.Node]]
 
 
-def detector_ids(entries: Entries) -> frozenset[str]:
+def detector_ids(entries: Entries) -> tuple[str, ...]:
     """The ids in the agent half, read without importing what they name."""
     for name in ("agent", "detectors"):
         node = entries[name][1] if name in entries else None
         if not isinstance(node, yaml.MappingNode):
-            return frozenset()
+            return ()
         entries = {k.value: (k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode)}
-    return frozenset(entries)
+    return tuple(entries)
 
 
 def check_rules(entries: Entries, path: str, detectors: frozenset[str], problems: Problems) -> None:

@@ -119,11 +119,15 @@ class StoreSection:
     Attributes:
         url: SQLAlchemy URL; never shown, it may hold a password. A relative SQLite path is
             relative to the config file.
-        pipeline: name under which the pipeline's state is kept; "" means the model's name.
+        pipeline: whose rows these are; daemons that share a database need different names.
     """
 
     url: str = field(default="sqlite:///oodmon.db", repr=False)
-    pipeline: str = ""
+    pipeline: str = "default"
+
+    def __post_init__(self) -> None:
+        if not self.pipeline:
+            raise ContractError("pipeline: expected a name, found none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +144,7 @@ class TriggerSection:
 
     Attributes:
         cooldown_seconds: at least this long between two requests.
-        daily_quota: at most so many requests within any 24 hours.
+        daily_quota: at most so many requests within any 24 hours; 0 never fires.
         dry_run: decide and record, but send nothing. True until it is switched off.
     """
 
@@ -152,8 +156,8 @@ class TriggerSection:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.cooldown_seconds) and self.cooldown_seconds >= 0):
             raise ContractError(f"cooldown_seconds: {self.cooldown_seconds} is not at least 0")
-        if self.daily_quota < 1:
-            raise ContractError(f"daily_quota: {self.daily_quota} is not at least 1")
+        if self.daily_quota < 0:
+            raise ContractError(f"daily_quota: {self.daily_quota} is not at least 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +208,8 @@ class Config:
     Attributes:
         model: what is served.
         agent, daemon: the halves that the file has and that were asked for, else none.
+        detectors: ids of the detectors in the agent half, known even where it was not asked for;
+            empty where the file has none.
         path: the file.
         digest: sixteen hex digits over the text of the file.
         hints: what is allowed and yet probably not meant, one sentence each.
@@ -213,5 +219,6 @@ class Config:
     agent: AgentSection | None
     daemon: DaemonSection | None
     path: str
+    detectors: tuple[str, ...] = ()
     digest: str = ""
     hints: tuple[str, ...] = ()

@@ -66,6 +66,7 @@ class Sections:
             return None
         self._only(entries, "", ("model", "agent", "daemon"))
         model = self._part(root, entries, "", "model", self._plain(ModelSection), required=True)
+        names = detector_ids(entries)
         wanted = ("agent", "daemon") if self.half == "both" else (self.half,)
         if self.half == "both" and not set(wanted) & set(entries):
             self._problem(root, "", "neither `agent` nor `daemon` is here; one of them is needed")
@@ -74,18 +75,17 @@ class Sections:
         if "agent" in wanted:
             agent = self._part(root, entries, "", "agent", self._agent, required=required)
         if "daemon" in wanted:
-            names = detector_ids(entries)
             daemon = self._part(
                 root,
                 entries,
                 "",
                 "daemon",
-                lambda node, path: self._daemon(node, path, names),
+                lambda node, path: self._daemon(node, path, frozenset(names)),
                 required=required,
             )
         if len(self.convert.problems) or model is None:
             return None
-        return Config(model, agent, daemon, self.file, self.digest, hints(agent, daemon))
+        return Config(model, agent, daemon, self.file, names, self.digest, hints(agent, daemon))
 
     def _agent(self, node: yaml.Node, path: str) -> AgentSection | None:
         entries = self.convert.entries(node, path)
@@ -166,8 +166,8 @@ class Sections:
         level = self.convert.value(node, float, path)
         if level is MISSING:
             return None
-        if not 0.0 <= level < 1.0:
-            self._problem(node, path, f"{level} is not in [0, 1)")
+        if not 0.0 < level < 1.0:
+            self._problem(node, path, f"{level} is not in (0, 1)")
         return float(level)
 
     def _store(self, node: yaml.Node, path: str) -> StoreSection | None:

@@ -14,7 +14,9 @@ import yaml
 
 from oodmon.secret import Secret
 
-__all__ = ["TAGS", "VARIABLE", "describe", "found", "near", "unquote"]
+__all__ = ["TAGS", "VARIABLE", "describe", "found", "listed", "near", "unquote"]
+
+_FEW: Final = 12
 
 VARIABLE: Final = re.compile(r"\$(?:\$\{|\{([A-Za-z_][A-Za-z0-9_]*)\}|\{)")
 """``${NAME}`` (group 1), the escape ``$${``, or a ``${`` that is neither."""
@@ -32,6 +34,13 @@ def near(word: str, known: Iterable[str]) -> str:
     """``; did you mean `x`?`` where something like `word` is known, else nothing."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean `{found[0]}`?" if found else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """``; the options are …`` where they are few enough to read."""
+    if not names:
+        return "; there are no options"
+    return f"; the options are {', '.join(names)}" if len(names) <= _FEW else ""
 
 
 def found(node: yaml.Node) -> str:
