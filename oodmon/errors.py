@@ -8,7 +8,8 @@ OodmonError
 │   └── BrokenPlugin       it exists, but importing it failed
 ├── ConfigError            the YAML file holds problems; all of them at once
 ├── StateError             what a scorer or a calibration learnt cannot be used here
-├── WireError              bytes that are no record, or one from the future
+├── WireError              bytes that are no record
+│   └── NewerSchema        a record, but one that only a newer release can read
 ├── FeedError              the way from agent to daemon is unusable
 ├── StoreError             the database is unusable
 ├── RetryLater             a sink or trigger failed, and the same call may work later
@@ -25,6 +26,7 @@ __all__ = [
     "ContractError",
     "FeedError",
     "NameTaken",
+    "NewerSchema",
     "OodmonError",
     "RegistryError",
     "Rejected",
@@ -76,12 +78,25 @@ class WireError(OodmonError):
     """Bytes that do not decode to a record of a version that this release knows."""
 
 
+class NewerSchema(WireError):
+    """A whole record, written by a newer release; the message says which one to install."""
+
+
 class FeedError(OodmonError):
     """A feed cannot be opened, read or written."""
 
 
 class StoreError(OodmonError):
-    """The database cannot be opened, migrated, read or written."""
+    """The database cannot be opened, migrated, read or written.
+
+    Args:
+        why: what failed, where; never with a password.
+        retryable: whether the same call may work later (server gone, disk full, lock held).
+    """
+
+    def __init__(self, why: str, retryable: bool = False) -> None:
+        super().__init__(why)
+        self.retryable = retryable
 
 
 class RetryLater(OodmonError):
