@@ -87,8 +87,11 @@ class Intake(Protocol):
     def admit(self, rows: int) -> Visit | None:
         """A pass of so many rows (0 = not known yet) starts; None: pass it by."""
 
-    def take(self, visit: Visit, acts: Activations, tap_seconds: float) -> None:
-        """An admitted pass has ended; reading it took the serving thread `tap_seconds`."""
+    def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
+        """An admitted pass has ended; reading it took the serving thread `tap_seconds`.
+
+        The remark says what could not be read: layer, expected and found.
+        """
 
     def fail(self, visit: Visit, rows: int, why: str) -> None:
         """An admitted pass could not be read, or the model raised in it (`why` is then "")."""

@@ -332,6 +332,7 @@ class DriftResult:
         statistic, threshold: what was compared; `drifted` is the outcome.
         effect: a size that a person can read; each test says what it means by it.
         p_value: where the test has one.
+        since: estimate of when the change began, ns UTC; 0 where the test has none.
         samples, reference_samples: what the decision rests on.
     """
 
@@ -349,6 +350,7 @@ class DriftResult:
     samples: int
     reference_samples: int
     p_value: float | None = None
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from oodmon.contracts import Detector, DriftTest, Feed, Sink, Tap, Trigger
 from oodmon.errors import BrokenPlugin, ContractError, NameTaken, UnknownName
@@ -51,9 +51,10 @@ class Registry(Generic[C]):
                 )
             if not issubclass(cls, self.contract):
                 raise ContractError(f"{_path(cls)} does not derive from {_path(self.contract)}")
-            cls.name = name  # type: ignore[attr-defined]  # every contract declares it
-            self._classes[name] = cls
-            return cls
+            component: Any = cls
+            component.name = name
+            self._classes[name] = component
+            return cast("type[K]", component)
 
         return decorate
 

@@ -1,0 +1,58 @@
+# The words of this project; each does its own set-up.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+BENCH := .venv-bench
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: help setup system demo check format test test-slow bench bench-detectors docs clean
+
+help:  ## list the words
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## virtual environment with everything for development
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet -c constraints.txt "torch" "numpy"
+	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev --group demo
+	touch $@
+
+system:  ## servers that the tests start themselves (Debian packages; needs root)
+	apt-get update -qq
+	printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+	  postgresql prometheus kcat chromium
+	rm -f /usr/sbin/policy-rc.d
+
+demo: $(STAMP)  ## see it work: train, attach, drift, alarm, report (about two minutes)
+	$(BIN)/python examples/demo.py $(DEMO)
+
+check: $(STAMP)  ## format, lint, types, architecture
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/architecture
+
+format: $(STAMP)  ## put the code in order
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(STAMP)  ## all tests that are not marked slow
+	$(BIN)/python -m pytest -q -m "not slow" tests plugins
+
+test-slow: $(STAMP)  ## the acceptance experiments
+	$(BIN)/python -m pytest -q -m slow tests
+
+bench: $(STAMP)  ## overhead, pipeline and detector throughput, as ratios within one run
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(MAKE) --no-print-directory bench-detectors
+
+docs: $(STAMP)  ## generate the pages that are made from the code
+	$(BIN)/python -m oodmon catalog --markdown > docs/catalog.md
+
+clean:
+	rm -rf $(VENV) $(BENCH) build dist demo-output .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,164 @@
+"""Raw scores → tail probabilities in (0, 1]: after this, all detectors speak one unit.
+
+The tail probability of a score s against n held-out in-distribution scores r is the conformal
+p-value of Bates, Candès, Lei, Romano and Sesia, *Testing for outliers with conformal p-values*
+(Annals of Statistics 2023):
+
+    p(s) = (1 + #{i : r_i >= s}) / (n + 1)
+
+For a sample from the same law P(p <= α) <= α at every α, whatever the detector and whatever the
+ties; α below 1/(n + 1) cannot be reached, which is the price of n.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from oodmon.errors import StateError
+from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
+
+__all__ = ["Calibration"]
+
+_SCHEMA: Final = "oodmon.calibration/1"
+_MAX_SCORES: Final = 10_000_000
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Held-out scores of one detector, sorted.
+
+    Attributes:
+        detector: id of the detector in the configuration.
+        digest: the scorer that made the scores; a column with another digest is refused.
+        scores: float32 (n,) ascending, finite or ±inf, no NaN.
+    """
+
+    detector: str
+    digest: str
+    scores: npt.NDArray[np.float32]
+    _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        scores = np.ascontiguousarray(self.scores, np.float32)
+        if scores.ndim != 1 or len(scores) == 0:
+            raise StateError(f"calibration of {self.detector!r}: no scores (shape {scores.shape})")
+        if np.isnan(scores).any():
+            raise StateError(f"calibration of {self.detector!r}: scores hold NaN")
+        if (np.diff(scores) < 0).any():
+            raise StateError(f"calibration of {self.detector!r}: scores are not sorted")
+        scores.setflags(write=False)
+        object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "_cuts", self._score_cuts(scores))
+
+    @staticmethod
+    def from_scores(
+        detector: str, digest: str, scores: npt.NDArray[np.floating[Any]]
+    ) -> Calibration:
+        """Calibrate on held-out scores; rows that the detector could not score are left out."""
+        values = np.asarray(scores, np.float32).ravel()
+        return Calibration(detector, digest, np.sort(values[~np.isnan(values)]))
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def _score_cuts(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Per inner edge e of the bins, descending p: the greatest score whose p is above e.
+
+        p(s) > e  ⇔  #{r >= s} > e (n + 1) - 1, so with m the least whole number above that, the
+        greatest such s is the m-th largest score (none when m is 0: then every s qualifies).
+        """
+        n = len(scores)
+        # Rounded first: e (n + 1) that is whole in theory must not miss by a bit.
+        least = np.floor(np.round(BIN_EDGES[1:-1] * (n + 1), 9)).astype(np.int64)
+        cuts = np.where(least > 0, scores[np.clip(n - least, 0, n - 1)], np.float32(np.inf))
+        return np.ascontiguousarray(cuts[::-1], np.float32)
+
+    def tail_probabilities(
+        self, scores: npt.NDArray[np.floating[Any]]
+    ) -> npt.NDArray[np.float64]:
+        """(B,) float64 in (0, 1]; NaN for NaN."""
+        values = np.asarray(scores, np.float32)
+        n = len(self.scores)
+        at_least = n - np.searchsorted(self.scores, values, side="left")
+        return np.where(np.isnan(values), np.nan, (1 + at_least) / (n + 1))
+
+    def bins(self, scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.int64]:
+        """(B,) index of the bin of `BIN_EDGES` that holds the tail probability; -1 for NaN.
+
+        The same answer as binning `tail_probabilities`, by one search among 63 scores instead of
+        one among n.
+        """
+        values = np.asarray(scores, np.float32)
+        bins = len(self._cuts) - np.searchsorted(self._cuts, values, side="left")
+        return np.where(np.isnan(values), -1, bins)
+
+    def score_at(self, level: float) -> float:
+        """The least score whose tail probability is at most `level`, or at most 1 / (n + 1)."""
+        n = len(self.scores)
+        above = max(int(np.floor(round(level * (n + 1), 9))) - 1, 0)
+        # p <= level  <=>  at most `above` scores are at least s  <=>  s > the next one down.
+        if above >= n:
+            return -np.inf
+        return float(np.nextafter(self.scores[n - 1 - above], np.float32(np.inf)))
+
+    def reference(self, model: str = "", version: str = "", segment: str = "") -> Window:
+        """The calibration scores as a window: what a drift test starts from.
+
+        Each score is binned by its share of scores at least as high, itself included.
+        """
+        n = len(self.scores)
+        at_least = n - np.searchsorted(self.scores, self.scores, side="left")
+        # 1 + at_least over n + 1 counts a fresh sample; here the sample is one of the n itself.
+        found = np.searchsorted(BIN_EDGES, at_least / n, side="left") - 1
+        counts = np.bincount(np.clip(found, 0, None), minlength=len(BIN_EDGES) - 1)
+        picks = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_SIZE)).round().astype(np.int64))
+        histogram = Histogram(
+            counts.astype(np.int64), 0, picks.astype(np.uint64), self.scores[picks]
+        )
+        return Window(model, version, segment, 0, 0, n, detectors={self.detector: histogram})
+
+    def save(self, path: Path | str) -> None:
+        """Write a safetensors file, whole or not at all."""
+        target = Path(path)
+        partial = target.with_name(f".{target.name}.partial")
+        save_file(
+            {"scores": np.array(self.scores)},
+            partial,
+            {
+                "schema": _SCHEMA,
+                "detector": self.detector,
+                "digest": self.digest,
+                "samples": json.dumps(len(self.scores)),
+            },
+        )
+        partial.replace(target)
+
+    @staticmethod
+    def load(path: Path | str) -> Calibration:
+        """Read what `save` wrote; `StateError` names the file and what is wrong with it."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                meta = file.metadata() or {}
+                schema = meta.get("schema", "none")
+                if schema != _SCHEMA:
+                    raise StateError(f"{path}: schema is {schema}, expected {_SCHEMA}")
+                shape = file.get_slice("scores").get_shape()
+                if len(shape) != 1 or shape[0] > _MAX_SCORES:
+                    raise StateError(f"{path}: scores have shape {shape}")
+                scores = file.get_tensor("scores")
+        except FileNotFoundError:
+            raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
+        except (OSError, SafetensorError) as error:
+            raise StateError(f"{path}: not a calibration: {error}") from None
+        if scores.dtype != np.float32:
+            raise StateError(f"{path}: scores are {scores.dtype}, expected float32")
+        return Calibration(meta.get("detector", ""), meta.get("digest", ""), scores)

@@ -1,0 +1,352 @@
+"""The whole of oodmon without IO: score batches in, facts out.
+
+A fold: the facts depend on the batches alone, in their order, and on what `advance` is told. No
+clock, no randomness. `freeze` and `thaw` carry it over a restart as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from oodmon.calibration import Calibration
+from oodmon.contracts import DriftTest
+from oodmon.errors import ContractError, StateError
+from oodmon.flagged import Flagged
+from oodmon.records import (
+    ALL,
+    Alert,
+    DriftResult,
+    Exceedance,
+    Fact,
+    Notice,
+    ScoreBatch,
+)
+from oodmon.rules import Rule, Rules, Transition
+from oodmon.windows import Closed, Windowing, Windows
+from oodmon.wire import pack, unpack
+
+__all__ = ["Pipeline"]
+
+_SCHEMA: Final = "oodmon.pipeline/1"
+_MOST_NOVEL: Final = 10
+_MAX_NOTICES: Final = 1024
+_SECOND: Final = 1_000_000_000
+
+_Stream = tuple[str, str, str]  # test, detector, segment
+
+
+class Pipeline:
+    """Calibrate → windows → drift → rules, for one model version.
+
+    Args:
+        model, version: what is served; batches of anything else raise `ContractError`.
+        calibrations: detector id → calibration. Columns of other detectors are left out.
+        windows: how event time is cut.
+        tests: id → drift test; each sees every detector in every segment.
+        rules: id → rule.
+        flag_level: samples with a tail probability of at most this become `Exceedance` facts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        version: str,
+        calibrations: Mapping[str, Calibration],
+        windows: Windowing,
+        tests: Mapping[str, DriftTest[Any]],
+        rules: Mapping[str, Rule],
+        flag_level: float = 0.001,
+    ) -> None:
+        if not 0.0 < flag_level < 1.0:
+            raise ContractError(f"flag_level: {flag_level} is not in (0, 1)")
+        for name, rule in rules.items():
+            if rule.drift not in tests:
+                raise ContractError(f"rules.{name}.drift: there is no drift test {rule.drift!r}")
+        self.model = model
+        self.version = version
+        self.calibrations = dict(calibrations)
+        self.windowing = windows
+        self.tests = dict(tests)
+        self._references = {d: c.reference(model, version) for d, c in self.calibrations.items()}
+        self._windows = Windows(model, version, windows)
+        self._flagged = Flagged(flag_level)
+        self._rules = Rules(rules, {"model": model, "version": version})
+        self._states: dict[_Stream, Any] = {}
+        self._latest: dict[_Stream, DriftResult] = {}
+        self._novel: list[Exceedance] = []
+        self._told: dict[str, None] = {}
+        self._pending: list[Notice] = []
+        self.samples = 0
+        self.windows_closed = 0
+
+    # --- the fold -----------------------------------------------------------------------------
+
+    def step(self, batch: ScoreBatch) -> list[Fact]:
+        """Take one batch; the facts that it gives rise to, in order."""
+        if (batch.model, batch.version) != (self.model, self.version):
+            raise ContractError(
+                f"batch {batch.sequence} of {batch.source!r} is of {batch.model}/{batch.version}, "
+                f"this pipeline watches {self.model}/{self.version}"
+            )
+        usable = self._usable(batch)
+        self._windows.add(
+            batch,
+            {
+                name: (
+                    calibration.bins(batch.scores[name])
+                    if usable[name]
+                    else np.full(batch.rows, -1, np.int64)
+                )
+                for name, calibration in self.calibrations.items()
+                if name in batch.scores
+            },
+        )
+        step = self.windowing.step
+        pane = batch.observed_at - batch.observed_at % step
+        if pane + step > self._windows.closed_until:
+            scored = {n: self.calibrations[n] for n, good in usable.items() if good}
+            self._flagged.add(batch, scored, pane)
+            self.samples += batch.rows
+        notices: list[Fact] = [
+            self._notice(batch, f"{batch.sequence}/{index}", text)
+            for index, text in enumerate(batch.notices)
+        ]
+        notices += self._pending
+        self._pending = []
+        return notices + self._conclude(self._windows.close())
+
+    def advance(self, now: int) -> list[Fact]:
+        """Nothing came although time passed: close what is due at `now`, ns UTC.
+
+        To be called when the feed is drained, or batches that wait in it would be late.
+        """
+        return self._conclude(self._windows.advance(now))
+
+    def _usable(self, batch: ScoreBatch) -> dict[str, bool]:
+        """Detector → whether its column may be calibrated: made by the scorer that was."""
+        usable = {}
+        for name in batch.scores:
+            calibration = self.calibrations.get(name)
+            digest = batch.digests.get(name, "")
+            if calibration is None:
+                text = f"detector {name!r} has no calibration here; its scores are left out"
+            elif digest != calibration.digest:
+                text = (
+                    f"detector {name!r} was scored by {digest or 'an unnamed scorer'}, the "
+                    f"calibration is of {calibration.digest}: counted as invalid; run `oodmon fit`"
+                )
+            else:
+                usable[name] = True
+                continue
+            if calibration is not None:
+                usable[name] = False
+            key = f"{name}/{digest}"
+            if key not in self._told and len(self._told) < _MAX_NOTICES:
+                self._told[key] = None
+                self._pending.append(self._notice(batch, key, text))
+        return usable
+
+    def _notice(self, batch: ScoreBatch, key: str, text: str) -> Notice:
+        return Notice(self.model, self.version, batch.source, batch.observed_at, key, text)
+
+    def _conclude(self, closings: Iterator[Closed]) -> list[Fact]:
+        facts: list[Fact] = []
+        for _, group in groupby(closings, key=lambda closed: closed.pane.end):
+            facts += self._conclude_span(list(group))
+        return facts
+
+    def _conclude_span(self, closings: Sequence[Closed]) -> list[Fact]:
+        end = closings[0].pane.end
+        windows = [closed.window for closed in closings]
+        self.windows_closed += 1
+        flagged = self._flagged.close(self.model, self.version, end)
+        if flagged:
+            self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[: 4 * _MOST_NOVEL]
+        results: list[DriftResult] = []
+        for name, test in self.tests.items():
+            results += self._judge(name, test, closings)
+        alerts = [self._alert(transition, results, end) for transition in self._rules.step(results)]
+        for alert in alerts:
+            if alert.status == "resolved":
+                self._rearm(alert)
+        return [*windows, *flagged, *results, *alerts]
+
+    def _judge(
+        self, name: str, test: DriftTest[Any], closings: Sequence[Closed]
+    ) -> list[DriftResult]:
+        results = []
+        seen = set()
+        for closed in closings:
+            window = closed.pane if test.disjoint else closed.window
+            for detector in window.detectors:
+                key = (name, detector, window.segment)
+                if key not in self._states:
+                    self._states[key] = test.start(self._references[detector])
+                self._states[key], result = test.step(self._states[key], window, detector)
+                results.append(replace(result, test=name))
+                seen.add(key)
+        others = [
+            latest for key, latest in self._latest.items() if key[0] == name and key not in seen
+        ]
+        for result in results:
+            self._latest[name, result.detector, result.segment] = result
+        return list(test.combine(results, others))
+
+    def _rearm(self, alert: Alert) -> None:
+        """The episode is over: its streams' evidence starts again from nothing."""
+        test, detector, segment = (alert.labels[k] for k in ("test", "detector", "segment"))
+        for key in list(self._states):
+            if key[0] == test and detector in (ALL, key[1]) and segment in (ALL, key[2]):
+                self._states[key] = self.tests[test].start(self._references[key[1]])
+                self._latest.pop(key, None)
+
+    # --- alerts -------------------------------------------------------------------------------
+
+    def _alert(self, transition: Transition, results: Sequence[DriftResult], end: int) -> Alert:
+        episode, result = transition.episode, transition.result
+        evidence: dict[str, Any] = {"samples": self.samples, "windows": self.windows_closed}
+        if result is not None:
+            streams = [r for r in results if r.test == result.test and r.detector != ALL]
+            streams.sort(key=lambda r: -r.statistic)
+            evidence |= {
+                "statistic": result.statistic,
+                "threshold": result.threshold,
+                "effect": result.effect,
+                "p_value": result.p_value,
+                "since": _rfc3339(result.since) if result.since else None,
+                "window_start": _rfc3339(result.start),
+                "window_end": _rfc3339(result.end),
+                "promise": self.promises().get(result.test, ""),
+                "streams": [
+                    {
+                        "detector": r.detector,
+                        "segment": r.segment,
+                        "statistic": r.statistic,
+                        "effect": r.effect,
+                        "drifted": r.drifted,
+                    }
+                    for r in streams[:_MOST_NOVEL]
+                ],
+                "novel": list(dict.fromkeys(e.sample_id for e in self._novel))[:_MOST_NOVEL],
+            }
+        return Alert(
+            episode.rule,
+            "resolved" if transition.resolved else "firing",
+            episode.severity,
+            episode.started_at,
+            end if transition.resolved else 0,
+            episode.labels,
+            evidence,
+        )
+
+    def promises(self) -> Mapping[str, str]:
+        """Drift test → how often it may be wrong, in words."""
+        span = self.windowing
+        return {
+            name: test.promise((span.step if test.disjoint else span.length) / _SECOND)
+            for name, test in self.tests.items()
+        }
+
+    @property
+    def watermark(self) -> int:
+        """How far event time has been seen, ns UTC."""
+        return self._windows.watermark
+
+    # --- storage ------------------------------------------------------------------------------
+
+    def freeze(self) -> bytes:
+        """Everything that the next fact depends on."""
+        arrays, cells = self._windows.freeze()
+        streams = sorted(self._states)
+        for index, key in enumerate(streams):
+            frozen = self.tests[key[0]].freeze(self._states[key])
+            arrays |= {f"drift/{index}/{name}": array for name, array in frozen.items()}
+        state = {
+            "tests": {name: repr(test) for name, test in self.tests.items()},
+            "windowing": repr(self.windowing),
+            "watermark": self._windows.watermark,
+            "closed_until": self._windows.closed_until,
+            "segments": list(self._windows.segments),
+            "cells": cells,
+            "streams": streams,
+            "digests": {name: c.digest for name, c in self.calibrations.items()},
+            "latest": [[*key, asdict(result)] for key, result in self._latest.items()],
+            "flagged": self._flagged.freeze(),
+            "novel": [asdict(exceedance) for exceedance in self._novel],
+            "episodes": self._rules.freeze(),
+            "told": list(self._told),
+            "samples": self.samples,
+            "windows_closed": self.windows_closed,
+        }
+        return pack(arrays, {"schema": _SCHEMA, "state": json.dumps(state)})
+
+    def thaw(self, data: bytes) -> None:
+        """Back from `freeze`, before the first batch.
+
+        What a changed configuration makes meaningless is left behind: drift states of tests whose
+        options changed and of detectors that were calibrated anew, and open windows where the
+        windows are cut otherwise now; the next facts begin with a notice about samples so lost.
+        """
+        arrays, meta = unpack(data)
+        if meta.get("schema") != _SCHEMA:
+            raise StateError(
+                f"pipeline state has schema {meta.get('schema')!r}, expected {_SCHEMA!r}"
+            )
+        state = json.loads(meta["state"])
+        self.samples, self.windows_closed = state["samples"], state["windows_closed"]
+        self._told = dict.fromkeys(state["told"])
+        self._windows.segments = dict.fromkeys(state["segments"])
+        kept = {name for name, test in self.tests.items() if repr(test) == state["tests"].get(name)}
+        known = {n for n, c in self.calibrations.items() if c.digest == state["digests"].get(n)}
+        if state["windowing"] == repr(self.windowing):
+            cells = state["cells"]
+            self._flagged.thaw(state["flagged"])
+        else:
+            cells = []
+            kept = set()
+            self._lost(state)
+        self._windows.thaw(state["watermark"], self._aligned(state["closed_until"]), arrays, cells)
+        self._states, self._latest = {}, {}
+        for index, (name, detector, segment) in enumerate(state["streams"]):
+            if name in kept and detector in known:
+                prefix = f"drift/{index}/"
+                mine: dict[str, npt.NDArray[Any]] = {
+                    key.removeprefix(prefix): array
+                    for key, array in arrays.items()
+                    if key.startswith(prefix)
+                }
+                self._states[name, detector, segment] = self.tests[name].thaw(
+                    self._references[detector], mine
+                )
+        for name, detector, segment, result in state["latest"]:
+            if (name, detector, segment) in self._states:
+                self._latest[name, detector, segment] = DriftResult(**result)
+        self._novel = [Exceedance(**row) for row in state["novel"]]
+        self._rules.thaw(state["episodes"])
+
+    def _aligned(self, closed_until: int) -> int:
+        """Up to the next pane that no closed one overlaps, should panes be cut otherwise now."""
+        step = self.windowing.step
+        return -(-closed_until // step) * step
+
+    def _lost(self, state: Mapping[str, Any]) -> None:
+        samples = sum(cell["samples"] for cell in state["cells"] if not cell["closed"])
+        if samples:
+            at = int(state["watermark"])
+            text = f"windows are cut otherwise now: {samples} samples of open windows were left out"
+            self._pending.append(
+                Notice(self.model, self.version, "daemon", at, f"windowing/{at}", text)
+            )
+
+
+def _rfc3339(at: int) -> str:
+    """Nanoseconds as people and JSON readers write time, to the microsecond."""
+    return datetime.fromtimestamp(at / _SECOND, UTC).isoformat(timespec="microseconds")
