@@ -1,1 +1,1 @@
-"""Where activations are read."""
+"""Where activations are read: hooks on a running model, or a replay from files."""
