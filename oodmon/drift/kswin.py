@@ -1,0 +1,158 @@
+"""Kolmogorov–Smirnov windowing on one value per window (river)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import numpy.typing as npt
+from river.drift import KSWIN
+
+from oodmon.contracts import DriftTest, Paper
+from oodmon.errors import ContractError
+from oodmon.records import DriftResult, Window
+from oodmon.registry import drift
+from oodmon.series import Series, standing
+
+__all__ = ["Kswin"]
+
+SMALLEST_P: Final = 1e-300
+"""A p-value of 0 is shown as this, so that its logarithm is finite."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _State:
+    reference: Window
+    series: Series[KSWIN]
+
+
+@drift.register("kswin")
+@dataclass(frozen=True)
+class Kswin(DriftTest[_State]):
+    """Compares the latest windows with as many drawn from those before, at every window.
+
+    Reads      one value per window: the mean normal score of its tail probabilities, standardised
+               against the reference (`oodmon.series`)
+    Statistic  -log10 of the two-sample Kolmogorov–Smirnov p-value of the last `recent_windows`
+               values against as many drawn from the `memory_windows` - `recent_windows` before
+               them; river.drift.KSWIN with a fixed seed
+    Threshold  -log10(1 / (2 `run_length_windows`)). At every window the p-value is at most a with
+               probability at most a, so no alarm comes within t windows with probability at least
+               1 - a t, and the expected run length is at least 1 / (2 a): whatever the law of the
+               values, as long as they are independent
+    Reference  Raab, Heusinger and Schleif, Neurocomputing 2020
+
+    It compares the stream with its own past, not with the reference: what was already so at the
+    start is not a change to it, and after an alarm it starts over and takes what follows as the new
+    normal, so `drifted` holds for one window per change. Nothing is decided in the first
+    `memory_windows` windows after a start. The effect is the shift of the window's mean normal
+    score, in standard deviations of the reference.
+
+    Args:
+        run_length_windows: expected windows of one stream between false alarms, at least 50; no
+            more than the smallest p-value of `recent_windows` values can carry.
+        memory_windows: values kept.
+        recent_windows: values at the end that are held against the others.
+        seed: of the draws.
+    """
+
+    run_length_windows: float = 10_000.0
+    memory_windows: int = 100
+    recent_windows: int = 30
+    seed: int = 0
+
+    disjoint: ClassVar[bool] = True  # overlapping windows are not independent
+    paper: ClassVar[Paper | None] = Paper(
+        "Reactive soft prototype computing for concept drift streams",
+        "C. Raab, M. Heusinger, F.-M. Schleif",
+        "Neurocomputing",
+        2020,
+        "https://doi.org/10.1016/j.neucom.2019.11.111",
+    )
+
+    def __post_init__(self) -> None:
+        if not 50.0 <= self.run_length_windows < math.inf:
+            raise ContractError(
+                f"drift.kswin.run_length_windows: {self.run_length_windows} is below 50"
+            )
+        if not 2 <= self.recent_windows <= self.memory_windows // 2:
+            raise ContractError(
+                f"drift.kswin.recent_windows: {self.recent_windows} is not in 2 to half of "
+                f"memory_windows, {self.memory_windows // 2}"
+            )
+        # Two samples of r values that do not overlap at all have p = 2 / binomial(2 r, r).
+        smallest = 2.0 / math.comb(2 * self.recent_windows, self.recent_windows)
+        if self._alpha < smallest:
+            raise ContractError(
+                f"drift.kswin.recent_windows: {self.recent_windows} values cannot reach the "
+                f"p-value {self._alpha:.2g} that run_length_windows asks for; at best "
+                f"{smallest:.2g}"
+            )
+
+    @property
+    def _alpha(self) -> float:
+        return 1.0 / (2.0 * self.run_length_windows)
+
+    def _build(self) -> KSWIN:
+        return KSWIN(
+            alpha=self._alpha,
+            window_size=self.memory_windows,
+            stat_size=self.recent_windows,
+            seed=self.seed,
+        )
+
+    def start(self, reference: Window) -> _State:
+        """No window seen."""
+        return _State(reference, Series(self._build))
+
+    def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
+        """Feed one window; an empty one is left out."""
+        seen, known = window.histogram(detector), state.reference.histogram(detector)
+        stands = standing(seen, known)
+        p_value, drifted, series = 1.0, False, state.series
+        if stands is not None:
+            series, river = state.series.feed(stands.value)
+            drifted = river.drift_detected
+            # Until its memory is full, river leaves the p-value at 0.
+            if drifted or len(series.values) >= self.memory_windows:
+                p_value = min(max(float(river.p_value), SMALLEST_P), 1.0)
+        return _State(state.reference, series), DriftResult(
+            model=window.model,
+            version=window.version,
+            test="",
+            detector=detector,
+            segment=window.segment,
+            start=window.start,
+            end=window.end,
+            statistic=-math.log10(p_value) + 0.0,
+            threshold=-math.log10(self._alpha),
+            drifted=drifted,
+            effect=0.0 if stands is None else stands.effect,
+            samples=seen.scored,
+            reference_samples=known.scored,
+            p_value=p_value,
+        )
+
+    def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:
+        """The values since the last alarm: at most 8 kB."""
+        return {"values": state.series.values}
+
+    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> _State:
+        """Build river's object again by feeding it the values."""
+        return _State(reference, Series(self._build, np.asarray(arrays["values"], np.float64)))
+
+    def run_length(self, window_seconds: float) -> float:
+        """Windows of one stream between false alarms."""
+        del window_seconds
+        return self.run_length_windows
+
+    def promise(self, window_seconds: float) -> str:
+        """The run length in words."""
+        hours = self.run_length_windows * window_seconds / 3600.0
+        return (
+            f"at most one false alarm per {self.run_length_windows:,.0f} windows and stream on "
+            f"average ({hours:,.1f} hours), on independent samples"
+        )
