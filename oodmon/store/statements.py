@@ -1,0 +1,47 @@
+"""INSERT … ON CONFLICT for both dialects: what makes a replay change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
+
+from sqlalchemy import ColumnElement, Table
+from sqlalchemy.dialects import postgresql, sqlite
+
+__all__ = ["insert_new", "insert_or_change"]
+
+_Insert = sqlite.Insert | postgresql.Insert
+
+
+@lru_cache(maxsize=64)
+def insert_new(table: Table, dialect: str) -> _Insert:
+    """Rows whose key is there already are skipped."""
+    return _insert(table, dialect).on_conflict_do_nothing()
+
+
+def insert_or_change(
+    table: Table,
+    dialect: str,
+    values: Callable[[Any], Mapping[str, Any]],
+    where: Callable[[Any], ColumnElement[bool]] | None = None,
+) -> _Insert:
+    """Rows whose key is there already are changed.
+
+    Args:
+        table: where.
+        dialect: ``sqlite`` or ``postgresql``.
+        values: the columns of the row that was offered → column name and new value.
+        where: the same → which rows are changed; none: all.
+    """
+    statement = _insert(table, dialect)
+    return statement.on_conflict_do_update(
+        index_elements=list(table.primary_key.columns),
+        set_=dict(values(statement.excluded)),
+        where=None if where is None else where(statement.excluded),
+    )
+
+
+def _insert(table: Table, dialect: str) -> _Insert:
+    # Two classes with the same calls and no base in common that has them.
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
