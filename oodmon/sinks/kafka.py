@@ -1,0 +1,286 @@
+"""Events as CloudEvents on a Kafka topic, each acknowledged by all replicas."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from oodmon.contracts import Sink
+from oodmon.errors import Rejected, RetryLater, WireError
+from oodmon.records import Event
+from oodmon.registry import sinks
+from oodmon.secret import Secret
+from oodmon.wire import cloud_event
+
+if TYPE_CHECKING:
+    from kafka import KafkaProducer  # type: ignore[import-untyped]
+
+__all__ = ["Kafka"]
+
+_log = logging.getLogger(__name__)
+
+_MODES: Final = ("structured", "binary")
+_COMPRESSIONS: Final = ("", "gzip", "snappy", "lz4", "zstd")
+_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+_RECORD_OVERHEAD_BYTES: Final = 512
+"""Allowance for the record and batch framing around key, value and headers."""
+_CLOSE_SECONDS: Final = 0.5
+_DEFAULT_PORT: Final = 9092
+
+
+@dataclass(frozen=True, slots=True)
+class _Message:
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+    @property
+    def size(self) -> int:
+        framed = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.key) + len(self.value) + framed + _RECORD_OVERHEAD_BYTES
+
+
+@sinks.register("kafka")
+@dataclass(frozen=True)
+class Kafka(Sink):
+    """One message per event, key ``model/version``, so that the order holds per model.
+
+    The producer is idempotent and waits for all in-sync replicas; `send` returns when every event
+    is acknowledged. After any error the producer is thrown away and built anew: an authorisation
+    error would fail all its later messages, and a sender whose leader is unknown can spin for
+    ever. What was acknowledged before such an error is sent again; consumers key by event id.
+
+    Options:
+        bootstrap_servers: ``host:port`` of some brokers.
+        topic: where the events go; other kinds of events can have a sink of their own.
+        mode: ``structured`` (the CloudEvent is the JSON value) or ``binary`` (attributes are
+            ``ce_`` headers, the value is the data).
+        compression: none (empty), gzip, snappy, lz4 or zstd; all but gzip need their library.
+        timeout_seconds: bound on connecting, and again on sending one batch.
+        max_message_bytes: larger events are rejected before anything is sent; keep it at or below
+            the topic's ``max.message.bytes``.
+        client_id: how the brokers' logs name this sink.
+        api_version: such as ``2.3`` for brokers that cannot be asked; empty asks.
+        security_protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
+        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, with `username` and `password`.
+        ssl_cafile, ssl_certfile, ssl_keyfile, ssl_password: PEM files, for TLS and mutual TLS.
+    """
+
+    bootstrap_servers: tuple[str, ...]
+    topic: str = "oodmon.alerts.v1"
+    mode: str = "structured"
+    compression: str = ""
+    timeout_seconds: float = 10.0
+    max_message_bytes: int = 1_000_000
+    client_id: str = "oodmon"
+    api_version: str = ""
+    security_protocol: str = "PLAINTEXT"
+    sasl_mechanism: str = ""
+    username: str = ""
+    password: Secret = field(default_factory=Secret)
+    ssl_cafile: str = ""
+    ssl_certfile: str = ""
+    ssl_keyfile: str = ""
+    ssl_password: Secret = field(default_factory=Secret)
+    # Empty or one producer: what is open lives outside the options.
+    _producers: list[KafkaProducer] = field(
+        default_factory=list, init=False, repr=False, compare=False
+    )
+
+    def open(self) -> None:
+        """Build the producer, which connects; quick to fail while no broker listens."""
+        if not self._producers:
+            self._check()
+            self._producers.append(self._build())
+
+    def send(self, events: Sequence[Event]) -> None:
+        """Send all and wait until all are acknowledged."""
+        if not events:
+            return
+        messages = [self._message(event) for event in events]
+        self.open()
+        try:
+            self._deliver(self._producers[0], messages)
+        except BaseException as error:
+            self.close()
+            if not isinstance(error, Exception):
+                raise
+            _fail(error)
+
+    def close(self) -> None:
+        """End the producer and its thread; `send` has left nothing behind to flush."""
+        while self._producers:
+            _end(self._producers.pop())
+
+    def _message(self, event: Event) -> _Message:
+        try:
+            envelope = cloud_event(event)
+            message = (_binary if self.mode == "binary" else _structured)(envelope)
+        except (WireError, ValueError) as error:
+            raise Rejected(f"kafka: event {event.id} cannot be encoded: {error}") from error
+        if message.size > self.max_message_bytes:
+            raise Rejected(
+                f"kafka: event {event.id} is {message.size} bytes, more than max_message_bytes"
+            )
+        return message
+
+    def _deliver(self, producer: KafkaProducer, messages: Sequence[_Message]) -> None:
+        deadline = time.monotonic() + self.timeout_seconds
+        futures = [
+            producer.send(self.topic, message.value, message.key, list(message.headers))
+            for message in messages
+        ]
+        for future in futures:
+            future.get(timeout=max(0.0, deadline - time.monotonic()))
+
+    def _check(self) -> None:
+        for name, value, known in (
+            ("mode", self.mode, _MODES),
+            ("compression", self.compression, _COMPRESSIONS),
+            ("security_protocol", self.security_protocol, _PROTOCOLS),
+        ):
+            if value not in known:
+                expected = ", ".join(one or "empty" for one in known)
+                raise Rejected(f"kafka: {name} is {value!r}; expected one of: {expected}")
+        if not self.bootstrap_servers:
+            raise Rejected("kafka: bootstrap_servers is empty")
+
+    def _build(self) -> KafkaProducer:
+        try:
+            from kafka import KafkaProducer
+        except ImportError as error:
+            raise Rejected("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
+        deadline = time.monotonic() + self.timeout_seconds
+        # The client retries silently until its timeout; a knock on the door fails at once.
+        _knock(self.bootstrap_servers, self.timeout_seconds)
+        try:
+            left = max(0.1, deadline - time.monotonic())
+            return KafkaProducer(**self._settings(left))
+        except Exception as error:
+            _fail(error, building=True)
+
+    def _settings(self, connect_seconds: float) -> dict[str, Any]:
+        millis = max(100, int(self.timeout_seconds * 1000))
+        settings: dict[str, Any] = {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "client_id": self.client_id,
+            "acks": "all",
+            "enable_idempotence": True,
+            "max_in_flight_requests_per_connection": 5,
+            "compression_type": self.compression or None,
+            "bootstrap_timeout_ms": int(connect_seconds * 1000),
+            "max_block_ms": millis,
+            "request_timeout_ms": max(50, millis // 2),
+            "delivery_timeout_ms": millis,
+            "max_request_size": self.max_message_bytes,
+            "reconnect_backoff_max_ms": 1000,
+            "metrics_enabled": False,
+            "security_protocol": self.security_protocol,
+        }
+        if self.api_version:
+            settings["api_version"] = tuple(int(part) for part in self.api_version.split("."))
+        if self.security_protocol.startswith("SASL"):
+            settings["sasl_mechanism"] = self.sasl_mechanism or "PLAIN"
+            settings["sasl_plain_username"] = self.username
+            settings["sasl_plain_password"] = self.password.reveal()
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            settings[name] = getattr(self, name) or None
+        settings["ssl_password"] = self.ssl_password.reveal() or None
+        return settings
+
+
+def _structured(envelope: Mapping[str, Any]) -> _Message:
+    value = json.dumps(envelope, allow_nan=False).encode()
+    return _Message(_key(envelope), value, (("content-type", b"application/cloudevents+json"),))
+
+
+def _binary(envelope: Mapping[str, Any]) -> _Message:
+    value = json.dumps(envelope["data"], allow_nan=False).encode()
+    attributes = tuple(
+        (f"ce_{name}", str(held).encode(errors="replace"))
+        for name, held in envelope.items()
+        if name not in ("data", "datacontenttype")
+    )
+    content_type = ("content-type", str(envelope["datacontenttype"]).encode())
+    return _Message(_key(envelope), value, (content_type, *attributes))
+
+
+def _key(envelope: Mapping[str, Any]) -> bytes:
+    return str(envelope["partitionkey"]).encode(errors="replace")
+
+
+def _knock(servers: Sequence[str], timeout_seconds: float) -> None:
+    """Return when one broker accepts a connection; `RetryLater` names the last that did not."""
+    why = ""
+    for server in servers:
+        host, port = _address(server)
+        try:
+            socket.create_connection((host, port), timeout_seconds / len(servers)).close()
+        except (OSError, UnicodeError) as error:
+            why = f"{server}: {error}"
+        else:
+            return
+    raise RetryLater(f"kafka: no broker answers; {why}")
+
+
+def _address(server: str) -> tuple[str, int]:
+    host, colon, port = server.rpartition(":")
+    if not colon or host.endswith(":"):  # no port, or a bare IPv6 address
+        return server, _DEFAULT_PORT
+    if not port.isdigit():
+        raise Rejected(f"kafka: bootstrap_servers: {server!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def _end(producer: KafkaProducer) -> None:
+    """Close the producer within about a second, whatever state it is in.
+
+    `KafkaProducer.close` first waits for a flush and gives up, its thread still running, where
+    the flush fails. Forcing the sender to abort what it holds makes the second close succeed.
+    """
+    from kafka.errors import KafkaError  # type: ignore[import-untyped]
+
+    try:
+        producer.close(timeout=_CLOSE_SECONDS)
+    except KafkaError:
+        producer._sender.force_close()
+        producer._sender.join(_CLOSE_SECONDS)
+        with suppress(KafkaError):
+            producer.close(timeout=_CLOSE_SECONDS)
+    except Exception:
+        _log.exception("kafka: the producer did not close")
+    producer._sender.join(_CLOSE_SECONDS)
+
+
+def _fail(error: Exception, *, building: bool = False) -> NoReturn:
+    """Turn what the client raised into the two failures of a sink."""
+    from kafka import errors
+
+    if isinstance(error, RetryLater | Rejected):
+        raise error
+    hopeless: tuple[type[Exception], ...] = (
+        errors.MessageSizeTooLargeError,
+        errors.RecordListTooLargeError,
+        errors.InvalidTopicError,
+        errors.InvalidRecordError,
+        errors.InvalidRequiredAcksError,
+        errors.KafkaConfigurationError,
+        errors.UnsupportedVersionError,
+        # The client raises no error of its own for a topic that has no legal name.
+        ValueError,
+        TypeError,
+        AssertionError,
+    )
+    if building:
+        # A codec or a SASL mechanism whose library is missing; a certificate that is not there.
+        hopeless += (RuntimeError, FileNotFoundError, ImportError)
+    why = f"kafka: {error}" if isinstance(error, errors.KafkaError) else f"kafka: {error!r}"
+    if isinstance(error, hopeless):
+        raise Rejected(why) from error
+    raise RetryLater(why) from error

@@ -1,0 +1,52 @@
+"""A retraining request by signed HTTP POST, for CI systems and schedulers that take webhooks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from oodmon.contracts import Sink, Trigger, TriggerRequest
+from oodmon.registry import triggers
+from oodmon.secret import Secret
+from oodmon.triggers import as_sink, request_event
+
+__all__ = ["Webhook"]
+
+
+@triggers.register("webhook")
+@dataclass(frozen=True)
+class Webhook(Trigger):
+    """POST a CloudEvent `oodmon.retraining.requested.v1`; its id is in ``Idempotency-Key``.
+
+    Signature, redirects, retries and failures are those of the `webhook` sink.
+
+    Options:
+        url: ``https://…`` (or ``http://…``).
+        secret: signs the request; empty sends it unsigned.
+        token: sent as ``Authorization: Bearer``; empty sends none.
+        timeout_seconds: for the whole request.
+        ca_file: PEM file of certification authorities instead of the system's.
+    """
+
+    url: str
+    secret: Secret = field(default_factory=Secret)
+    token: Secret = field(default_factory=Secret)
+    timeout_seconds: float = 10.0
+    ca_file: str = ""
+    _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def open(self) -> None:
+        """Check the options; the server is first met in `fire`."""
+        if not self._sinks:
+            sink = as_sink(self)
+            sink.open()
+            self._sinks.append(sink)
+
+    def fire(self, request: TriggerRequest) -> None:
+        """POST the request once."""
+        self.open()
+        self._sinks[0].send([request_event(request)])
+
+    def close(self) -> None:
+        """Forget the certificates; no connection outlives a request."""
+        while self._sinks:
+            self._sinks.pop().close()
