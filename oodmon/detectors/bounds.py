@@ -1,0 +1,97 @@
+"""Ranges of many statistics per predicted class, taken from a stream in bounded memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oodmon.errors import ContractError
+
+__all__ = ["MinMax", "Quantiles"]
+
+
+class MinMax:
+    """Smallest and largest value per class; the range over all classes where one has no row."""
+
+    def __init__(self) -> None:
+        self._lower: Tensor | None = None
+        self._upper: Tensor | None = None
+
+    def add(self, values: Tensor, label: Tensor, classes: int) -> None:
+        """Take rows (R, N) with class (R,) below `classes`."""
+        if self._lower is None or self._upper is None:
+            shape = (classes, values.shape[1])
+            self._lower = torch.full(shape, math.inf, dtype=values.dtype, device=values.device)
+            self._upper = torch.full(shape, -math.inf, dtype=values.dtype, device=values.device)
+        index = label[:, None].expand(values.shape)
+        self._lower.scatter_reduce_(0, index, values, "amin")
+        self._upper.scatter_reduce_(0, index, values, "amax")
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper (K, N); `ContractError` where no row came."""
+        if self._lower is None or self._upper is None or not bool(self._lower.isfinite().any()):
+            raise ContractError("gram: the reference has too few rows that are finite")
+        empty = (self._lower > self._upper).any(dim=1, keepdim=True)
+        lower = torch.where(empty, self._lower.amin(dim=0), self._lower)
+        upper = torch.where(empty, self._upper.amax(dim=0), self._upper)
+        return lower.float(), upper.float()
+
+
+class Quantiles:
+    """Quantiles q and 1 - q per class, linear between order statistics (numpy's default).
+
+    Only the extremes that can matter are kept: at most q times the rows, at each end.
+
+    Args:
+        share: q.
+        counts: at least the rows per class that will come.
+    """
+
+    def __init__(self, share: float, counts: Sequence[int]) -> None:
+        self._share = share
+        self._keep = [math.ceil(share * count) + 2 for count in counts]
+        self._seen = [0] * len(counts)
+        # per class, then one for all classes together
+        self._keep.append(math.ceil(share * sum(counts)) + 2)
+        self._seen.append(0)
+        self._low: list[Tensor | None] = [None] * len(self._keep)
+        self._high: list[Tensor | None] = [None] * len(self._keep)
+
+    def add(self, values: Tensor, label: Tensor, classes: int) -> None:
+        """Take rows (R, N) with class (R,) below `classes`."""
+        for group in range(classes):
+            self._take(group, values[label == group])
+        self._take(classes, values)
+
+    def _take(self, group: int, rows: Tensor) -> None:
+        if not len(rows):
+            return
+        self._seen[group] += len(rows)
+        for ends, largest in ((self._low, False), (self._high, True)):
+            held = ends[group]
+            both = rows if held is None else torch.cat([held, rows])
+            count = min(self._keep[group], len(both))
+            ends[group] = both.topk(count, dim=0, largest=largest, sorted=True).values
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper (K, N); `ContractError` where no row came."""
+        everyone = len(self._seen) - 1
+        if everyone < 0 or self._seen[everyone] == 0:
+            raise ContractError("gram: the reference has too few rows that are finite")
+        ends: list[Tensor] = []
+        for kept in (self._low, self._high):
+            rows = []
+            for group in range(everyone):
+                source = group if self._seen[group] else everyone
+                extremes = kept[source]
+                if extremes is None:
+                    raise ContractError("gram: a class has rows but no extremes")
+                place = self._share * (self._seen[source] - 1)
+                whole = int(place)
+                after = min(whole + 1, len(extremes) - 1)
+                rows.append(torch.lerp(extremes[whole], extremes[after], place - whole))
+            ends.append(torch.stack(rows).float())
+        return ends[0], ends[1]
