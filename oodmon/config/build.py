@@ -82,7 +82,8 @@ def scorers(config: Config, device: str = "cpu") -> dict[str, Scorer]:
                 f"run `oodmon fit {config.path} DATA`"
             )
         scorer = Scorer.load(path, device=device)
-        if scorer.detector != detector.component:
+        # What was left open was chosen when it was fitted; the same choice must come out now.
+        if detector.component.pin(scorer.reads().layers) != scorer.detector:
             raise StateError(
                 f"{path} was fitted as {scorer.detector}, the config says {detector.component}; "
                 f"run `oodmon fit {config.path} DATA` again"

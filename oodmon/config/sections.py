@@ -10,7 +10,6 @@ from typing import Final, Literal, TypeVar
 
 import yaml
 
-from oodmon import registry
 from oodmon.config.convert import MISSING, Converter, options_of
 from oodmon.config.references import check_rules, detector_ids, hints
 from oodmon.config.schema import (
@@ -28,6 +27,7 @@ from oodmon.config.schema import (
 )
 from oodmon.config.wording import found, near
 from oodmon.errors import OodmonError
+from oodmon.registry import kinds
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
 
@@ -215,7 +215,7 @@ class Sections:
             return None
         entries = dict(self.convert.entries(node, path) or {})
         if "type" not in entries:
-            names = ", ".join(registry.kinds[kind].names())
+            names = ", ".join(kinds[kind].names())
             self._problem(node, f"{path}.type", f"is required and missing; one of {names}")
             return None
         _, type_node = entries.pop("type")
@@ -223,7 +223,7 @@ class Sections:
         if type_name is MISSING:
             return None
         try:
-            cls = registry.kinds[kind].get(type_name)
+            cls = kinds[kind].get(type_name)
             known = options_of(cls)
         except OodmonError as error:
             self._problem(type_node, f"{path}.type", _with_extra(str(error)))
@@ -243,7 +243,7 @@ class Sections:
 
     def _default(self, kind: str, name: str, node: yaml.Node, path: str) -> Component | None:
         try:
-            return Component(path.rpartition(".")[2], kind, name, registry.kinds[kind].create(name))
+            return Component(path.rpartition(".")[2], kind, name, kinds[kind].create(name))
         except (OodmonError, TypeError) as error:
             self._problem(node, path, _with_extra(str(error)))
             return None

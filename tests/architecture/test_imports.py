@@ -38,12 +38,13 @@ RINGS: dict[str, int] = {
     "triggers": 4,
     "agent": 5,
     "recipes": 5,
+    "fitting": 5,
     "daemon": 5,
     "config": 5,
     "checks": 5,
     "report": 5,
     "cli": 6,
-    "__main__": 6,
+    "__main__": 7,
     "__init__": 6,
 }
 
@@ -68,6 +69,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "taps": {"numpy", "torch"},
     "detectors": {"numpy", "torch", "safetensors"},
     "recipes": {"torch"},
+    "fitting": {"numpy", "torch", "safetensors", "PIL"},
     "feeds": {"numpy"},
     "store": {"numpy", "sqlalchemy", "alembic"},
     "sinks": {"kafka", "grafana_client", "requests"},
@@ -79,7 +81,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "report": {"numpy", "jinja2", "matplotlib", "markupsafe"},
 }
 
-TORCH_ROOMS = {"taps", "detectors", "recipes", "agent"}
+TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent"}
 TORCH_FILES = {"checks/detectors.py", "checks/taps.py"}
 
 

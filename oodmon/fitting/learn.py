@@ -1,0 +1,269 @@
+"""One pass over the reference data, then: learn on one share, calibrate on the other.
+
+The shares are disjoint whatever the source, because a calibration on samples that a detector has
+learnt from would promise too much. The model runs once; what the tap saw is kept in memory, and
+beyond a limit in temporary files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from oodmon.calibration import Calibration
+from oodmon.contracts import Detector, Reads, Tap, Visit
+from oodmon.detectors import Reference, Scorer
+from oodmon.errors import ContractError
+from oodmon.fitting.shares import Shares, moved
+from oodmon.fitting.sources import Batch, Source
+from oodmon.records import Activations
+from oodmon.taps.layout import head_of
+
+__all__ = ["Fitted", "Fitting", "fit"]
+
+Progress = Callable[[str, float, str], None]
+"""Called with a stage (``tap`` or a detector's id), the share of it that is done, and a note."""
+
+_LEAST: Final = 2
+"""Samples that each share must have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """One detector.
+
+    Attributes:
+        scorer: the detector with what it learnt.
+        calibration: the held-out scores.
+        invalid: held-out samples that it could not score; they are left out.
+        learn_seconds, score_seconds: spent on learning; on scoring the held-out share.
+    """
+
+    scorer: Scorer
+    calibration: Calibration
+    invalid: int
+    learn_seconds: float
+    score_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """All detectors of a config.
+
+    Attributes:
+        detectors: id → what became of it.
+        found: what the tap reads, one sentence each.
+        learnt, calibrated: samples in the two shares.
+        accuracy: the model's, on the labelled samples, or NaN where that cannot be told.
+    """
+
+    detectors: Mapping[str, Fitted]
+    found: tuple[str, ...]
+    learnt: int
+    calibrated: int
+    accuracy: float
+
+
+class Offering(Protocol):
+    """A tap that can say which layers it would read."""
+
+    def offers(self, model: nn.Module) -> tuple[str, ...]:
+        """Names of layers, in the order of the forward pass."""
+
+
+def fit(
+    model: nn.Module,
+    source: Source,
+    *,
+    tap: Tap,
+    detectors: Mapping[str, Detector],
+    model_name: str,
+    version: str,
+    learn_share: float = 0.5,
+    seed: int = 0,
+    device: str = "",
+    progress: Progress | None = None,
+) -> Fitting:
+    """Learn and calibrate every detector.
+
+    Args:
+        model: run in evaluation mode without gradients; left as it was.
+        source: in-distribution data as served, labelled for detectors that need classes.
+        tap, detectors: as configured.
+        model_name, version: kept in the states' headers.
+        learn_share: share of the samples to learn from, (0, 1); the rest calibrates.
+        seed: of the split and of every detector's randomness.
+        device: where the model and the detectors run; "" leaves the model where it is.
+        progress: told how far it is.
+
+    Raises:
+        ContractError: the tap finds no layer, or the data cannot be used.
+    """
+    if not 0.0 < learn_share < 1.0:
+        raise ContractError(f"learn_share: {learn_share} is not in (0, 1)")
+    tell = progress or _quiet
+    if device:
+        model = model.to(device)
+    place = next(model.parameters(), torch.empty(0)).device
+    offered = tap.offers(model) if hasattr(tap, "offers") else ()
+    pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
+    with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
+        shares = Shares(Path(scratch), learn_share, seed)
+        found = _run(model, source, tap, _reads(pinned), place, shares, tell)
+        if min(shares.learn.rows, shares.calibrate.rows) < _LEAST:
+            raise ContractError(
+                f"{shares.learn.rows} samples to learn from and {shares.calibrate.rows} to "
+                f"calibrate with are too few; at least {_LEAST} of each are needed"
+            )
+        head = head_of(getattr(model, "_orig_mod", model))
+        fitted = {
+            name: _fit_one(name, detector, shares, head, seed, place, tell, model_name, version)
+            for name, detector in pinned.items()
+        }
+    return Fitting(fitted, found, shares.learn.rows, shares.calibrate.rows, shares.accuracy)
+
+
+def _fit_one(
+    name: str,
+    detector: Detector,
+    shares: Shares,
+    head: tuple[Tensor, Tensor] | None,
+    seed: int,
+    device: torch.device,
+    tell: Progress,
+    model_name: str,
+    version: str,
+) -> Fitted:
+    begun = time.monotonic()
+    reference = Reference.from_batches(
+        shares.learn.batches,
+        head=head,
+        seed=seed,
+        device=device,
+        progress=lambda done, note: tell(name, 0.9 * done, note or "learning"),
+    )
+    try:
+        scorer = Scorer.learn(detector, reference, model_name, version)
+        learnt = time.monotonic()
+        tell(name, 0.9, "calibrating")
+        columns = [
+            scorer.score(moved(acts, device)).cpu().numpy() for acts in shares.calibrate.batches()
+        ]
+    except ContractError as error:
+        raise ContractError(f"detector {name!r}: {error}") from error
+    scores = np.concatenate(columns)
+    valid = scores[~np.isnan(scores)]
+    if len(valid) < _LEAST:
+        raise ContractError(
+            f"detector {name!r} could score {len(valid)} of {len(scores)} held-out samples"
+        )
+    calibration = Calibration.from_scores(name, scorer.digest, valid)
+    tell(name, 1.0, "done")
+    return Fitted(
+        scorer, calibration, len(scores) - len(valid), learnt - begun, time.monotonic() - learnt
+    )
+
+
+def _run(
+    model: nn.Module,
+    source: Source,
+    tap: Tap,
+    reads: Reads,
+    device: torch.device,
+    shares: Shares,
+    tell: Progress,
+) -> tuple[str, ...]:
+    """Every sample through the tapped model once; what the tap found."""
+    modes = [(module, module.training) for module in model.modules()]
+    seen = _Seen()
+    attached = tap.attach(model, reads, seen)
+    done = 0
+    try:
+        model.eval()
+        for batch in source.batches():
+            with torch.no_grad():
+                model(*_on(batch.arguments, device), **_on(batch.named, device))
+            acts = seen.pass_of(batch)
+            shares.add(dataclasses.replace(acts, labels=batch.labels))
+            done += acts.rows
+            tell("tap", done / source.samples if source.samples else 0.0, f"{done} samples")
+    finally:
+        attached.detach()
+        for module, training in modes:
+            module.training = training
+    tell("tap", 1.0, f"{done} samples")
+    return attached.found
+
+
+def _reads(detectors: Mapping[str, Detector]) -> Reads:
+    """What all detectors together read, and the logits for the model's accuracy."""
+    all_reads = [detector.reads() for detector in detectors.values()]
+    layers = dict.fromkeys(layer for reads in all_reads for layer in reads.layers)
+    return Reads(tuple(layers), logits=True, inputs=any(reads.inputs for reads in all_reads))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    observed_at: int = 0
+
+
+class _Seen:
+    """An intake that keeps the last pass, so that fitting reads what serving will read."""
+
+    def __init__(self) -> None:
+        self._last: Activations | None = None
+        self._why = ""
+
+    def admit(self, rows: int) -> Visit | None:
+        """Every pass is wanted."""
+        del rows
+        self._last, self._why = None, ""
+        return _Pass()
+
+    def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
+        """Keep it."""
+        del visit, tap_seconds
+        self._last, self._why = acts, remark
+
+    def fail(self, visit: Visit, rows: int, why: str) -> None:
+        """Remember why, for the message."""
+        del visit, rows
+        self._why = why
+
+    def room(self) -> bool:
+        """There is always room."""
+        return True
+
+    def pass_of(self, batch: Batch) -> Activations:
+        """What the tap saw of the batch that just went through."""
+        if self._last is None:
+            raise ContractError(f"the tap read nothing of a batch: {self._why or 'no pass ended'}")
+        if self._last.rows != batch.rows or (
+            batch.labels is not None and len(batch.labels) != self._last.rows
+        ):
+            labels = "no" if batch.labels is None else str(len(batch.labels))
+            raise ContractError(
+                f"a batch of {batch.rows} inputs and {labels} labels gave {self._last.rows} rows"
+            )
+        return self._last
+
+
+def _on(values: Any, device: torch.device) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _on(value, device) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_on(value, device) for value in values)
+    return values.to(device) if isinstance(values, Tensor) else values
+
+
+def _quiet(stage: str, done: float, note: str) -> None:
+    del stage, done, note

@@ -1,0 +1,116 @@
+"""The two disjoint shares of the reference: in memory, and beyond a limit in temporary files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from oodmon.records import Activations
+
+__all__ = ["Kept", "Shares", "moved"]
+
+_MEMORY_BYTES: Final = 1 << 30
+"""Of activations that each share keeps in memory."""
+
+
+@dataclass(slots=True)
+class Kept:
+    """Activations in memory, and beyond a limit in files of a folder; read as often as wanted."""
+
+    folder: Path
+    rows: int = 0
+    _held: list[Activations | Path] = field(default_factory=list)
+    _bytes: int = 0
+
+    def add(self, acts: Activations) -> None:
+        """Keep one batch."""
+        if not acts.rows:
+            return
+        self.rows += acts.rows
+        tensors = _tensors(acts)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if self._bytes + size <= _MEMORY_BYTES:
+            self._bytes += size
+            self._held.append(acts)
+            return
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"{len(self._held)}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        self._held.append(path)
+
+    def batches(self) -> Iterator[Activations]:
+        """What was kept, in order."""
+        for held in self._held:
+            yield held if isinstance(held, Activations) else _restored(load_file(held))
+
+
+@dataclass(slots=True)
+class Shares:
+    """The two shares of the reference; each sample goes to one of them by a seeded draw."""
+
+    folder: Path
+    learn_share: float
+    seed: int
+    learn: Kept = field(init=False)
+    calibrate: Kept = field(init=False)
+    _draw: np.random.Generator = field(init=False)
+    _right: int = 0
+    _labelled: int = 0
+
+    def __post_init__(self) -> None:
+        self._draw = np.random.default_rng([self.seed, 1])
+        self.learn = Kept(self.folder / "learn")
+        self.calibrate = Kept(self.folder / "calibrate")
+
+    def add(self, acts: Activations) -> None:
+        """Take one labelled batch."""
+        acts = moved(acts, torch.device("cpu"))
+        chosen = torch.from_numpy(self._draw.random(acts.rows) < self.learn_share)
+        self.learn.add(_rows(acts, chosen))
+        self.calibrate.add(_rows(acts, ~chosen))
+        if acts.labels is not None and acts.logits is not None:
+            self._right += int((acts.logits.argmax(1) == acts.labels).sum())
+            self._labelled += acts.rows
+
+    @property
+    def accuracy(self) -> float:
+        """The model's on the labelled samples, NaN where there are none."""
+        return self._right / self._labelled if self._labelled else float("nan")
+
+
+def _tensors(acts: Activations) -> dict[str, Tensor]:
+    named = {f"layers/{name}": tensor for name, tensor in acts.layers.items()}
+    for name in ("logits", "inputs", "labels"):
+        tensor = getattr(acts, name)
+        if tensor is not None:
+            named[name] = tensor
+    return named
+
+
+def _restored(tensors: Mapping[str, Tensor]) -> Activations:
+    return Activations(
+        layers={
+            name.removeprefix("layers/"): tensor
+            for name, tensor in tensors.items()
+            if name.startswith("layers/")
+        },
+        logits=tensors.get("logits"),
+        inputs=tensors.get("inputs"),
+        labels=tensors.get("labels"),
+    )
+
+
+def _rows(acts: Activations, chosen: Tensor) -> Activations:
+    return _restored({name: tensor[chosen] for name, tensor in _tensors(acts).items()})
+
+
+def moved(acts: Activations, device: torch.device) -> Activations:
+    """The same activations on another device."""
+    return _restored({name: tensor.to(device) for name, tensor in _tensors(acts).items()})
