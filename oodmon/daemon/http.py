@@ -1,0 +1,201 @@
+"""The management port: is it alive, is it ready, what does it measure, reload it.
+
+GET ``/healthz`` (the process lives), ``/readyz`` (it does its work; 503 and the reasons where not),
+``/metrics`` (Prometheus text), ``/version``; POST ``/-/reload`` (200 when the new configuration
+took effect, 500 and the reason when the old one was kept). It has a port of its own and listens on
+the loopback address unless told otherwise: it has no login.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Final
+
+from oodmon import __version__
+from oodmon.daemon.metrics import CONTENT_TYPE
+from oodmon.errors import ConfigError
+
+__all__ = ["Management", "Readiness"]
+
+_log = logging.getLogger(__name__)
+
+_REQUEST_SECONDS: Final = 10
+"""A client that does not finish its request within this is dropped."""
+_MAX_REQUESTS: Final = 32
+"""Requests at a time; more are told to come back."""
+_JSON: Final = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether the daemon does its work, and what there is to say about each part.
+
+    Attributes:
+        ready: every part that must work does.
+        parts: part → "ok" or what is wrong; sinks stand here too, but do not decide.
+    """
+
+    ready: bool
+    parts: Mapping[str, str]
+
+
+class Management:
+    """The server; answers from threads of its own and never touches the pipeline.
+
+    Args:
+        host: address to listen on.
+        port: 0 takes any free port.
+        readiness: asked for ``/readyz``.
+        metrics: the text of ``/metrics``.
+        reload: asked for ``/-/reload``: none when it took effect, else why not.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        readiness: Callable[[], Readiness],
+        metrics: Callable[[], bytes],
+        reload: Callable[[], str | None],
+    ) -> None:
+        self._address = (host, port)
+        self._handler = _handler(readiness, metrics, reload)
+        self._server: ThreadingHTTPServer | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on; 0 before `start`."""
+        return 0 if self._server is None else int(self._server.server_address[1])
+
+    def start(self) -> None:
+        """Listen; `ConfigError` where the address cannot be had."""
+        try:
+            self._server = _Server(self._address, self._handler)
+        except OSError as error:
+            where = "{}:{}".format(*self._address)
+            why = error.strerror or error
+            raise ConfigError([f"daemon.http: cannot listen on {where}: {why}"]) from None
+        self._thread = threading.Thread(
+            target=self._server.serve_forever,
+            kwargs={"poll_interval": 0.2},
+            name="http",
+            daemon=True,
+        )
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more. Safe twice."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.shutdown()
+            server.server_close()
+        if self._thread is not None:
+            self._thread.join(timeout=2)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    # A request that hangs must not hold up the end of the daemon.
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # The standard library looks the host name up here, which may take seconds without DNS.
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        host, port = self.socket.getsockname()[:2]
+        self.server_name, self.server_port = str(host), int(port)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        del request
+        _log.debug("request from %s failed", client_address, exc_info=True)
+
+
+def _handler(
+    readiness: Callable[[], Readiness],
+    metrics: Callable[[], bytes],
+    reload: Callable[[], str | None],
+) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        """One request."""
+
+        protocol_version = "HTTP/1.1"
+        server_version = f"oodmon/{__version__}"
+        sys_version = ""
+        timeout = _REQUEST_SECONDS
+
+        def do_GET(self) -> None:
+            path = self.path.split("?", 1)[0]
+            if path == "/healthz":
+                self._json(HTTPStatus.OK, {"status": "alive"})
+            elif path == "/readyz":
+                state = readiness()
+                status = HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE
+                self._json(status, {"ready": state.ready, "parts": dict(state.parts)})
+            elif path == "/metrics":
+                self._answer(HTTPStatus.OK, CONTENT_TYPE, metrics())
+            elif path == "/version":
+                self._json(HTTPStatus.OK, {"name": "oodmon", "version": __version__})
+            elif path == "/-/reload":
+                self._json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"})
+            else:
+                self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def do_POST(self) -> None:
+            # What a client sends along is not read, so the connection cannot be used again.
+            self.close_connection = True
+            if self.path.split("?", 1)[0] != "/-/reload":
+                self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
+                return
+            why = reload()
+            if why is None:
+                self._json(HTTPStatus.OK, {"reloaded": True})
+            else:
+                self._json(HTTPStatus.INTERNAL_SERVER_ERROR, {"reloaded": False, "error": why})
+
+        def _json(self, status: HTTPStatus, value: Mapping[str, Any]) -> None:
+            self._answer(status, _JSON, json.dumps(value).encode() + b"\n")
+
+        def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            if self.close_connection:
+                self.send_header("Connection", "close")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            _log.debug("%s %s", self.address_string(), format % args)
+
+    return Handler

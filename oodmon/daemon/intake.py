@@ -1,0 +1,267 @@
+"""Score batches → a group of facts that is ready to be committed; nothing counted twice.
+
+The pipeline is a fold that changes its own memory. What it concluded is only true once it is
+committed, and a batch that it refuses must leave no trace. So the intake remembers a *mark* (the
+frozen state) and the steps since it: a refused batch is undone by going back to the mark and
+taking these steps again, each at most once more, however many batches are bad.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from oodmon.calibration import Calibration
+from oodmon.contracts import Delivery, DriftTest
+from oodmon.daemon.metrics import Metrics
+from oodmon.errors import ContractError
+from oodmon.records import Fact, Notice, ScoreBatch
+from oodmon.store.events import AgentSeen
+
+__all__ = ["Fold", "Group", "Heard", "Intake"]
+
+_log = logging.getLogger(__name__)
+
+MAX_AGENTS: Final = 10_000
+"""Agents whose numbering is followed; beyond them the one unheard of for longest is forgotten."""
+
+_DAY: Final = 86_400_000_000_000
+
+
+class Fold(Protocol):
+    """The part of `Pipeline` that the daemon uses."""
+
+    model: str
+    version: str
+    calibrations: dict[str, Calibration]
+    tests: dict[str, DriftTest[Any]]
+
+    @property
+    def watermark(self) -> int:
+        """How far event time has been seen, ns UTC."""
+
+    def step(self, batch: ScoreBatch) -> list[Fact]:
+        """Take one batch; `ContractError` refuses it."""
+
+    def advance(self, now_ns: int) -> list[Fact]:
+        """Close what ends before now."""
+
+    def freeze(self) -> bytes:
+        """The whole memory."""
+
+    def thaw(self, data: bytes) -> None:
+        """The memory back; `StateError` if it belongs to another configuration."""
+
+    def promises(self) -> Mapping[str, str]:
+        """Drift test → its false-alarm promise in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The newest that an agent said: where its numbering stands, and when it was last seen."""
+
+    source: str
+    model: str
+    version: str
+    sequence: int
+    observed_at: int
+    sampled_fraction: float = 1.0
+
+
+@dataclass(slots=True)
+class Group:
+    """What one transaction will hold.
+
+    Attributes:
+        facts: in the order in which they were concluded.
+        positions: partition → where it stands after the group.
+        agents: source → what the group saw of it.
+        batches: taken, refused and repeated ones together.
+        accepted: times of the batches that the pipeline took, ns UTC.
+    """
+
+    facts: list[Fact] = field(default_factory=list)
+    positions: dict[str, str] = field(default_factory=dict)
+    agents: dict[tuple[str, str, str], AgentSeen] = field(default_factory=dict)
+    batches: int = 0
+    accepted: list[int] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.batches or self.facts)
+
+
+class Intake:
+    """Feeds the pipeline and collects one group after the other.
+
+    Args:
+        pipeline: the fold; from here on nobody else steps it.
+        agents: what was last heard of the agents.
+        metrics: where batches are counted.
+    """
+
+    def __init__(self, pipeline: Fold, agents: Sequence[Heard], metrics: Metrics) -> None:
+        self.pipeline = pipeline
+        self.agents = {agent.source: agent for agent in agents}
+        self.group = Group()
+        self._metrics = metrics
+        self._told: set[str] = set()
+        self.mark()
+
+    def mark(self, state: bytes | None = None) -> None:
+        """Go back no further than here; `state` spares a freeze where it is at hand."""
+        self._mark = self.pipeline.freeze() if state is None else state
+        self._since: list[ScoreBatch | int] = []
+
+    def committed(self, state: bytes) -> None:
+        """The group is in the store: begin the next one."""
+        self.group = Group()
+        self.mark(state)
+
+    def swap(self, pipeline: Fold) -> None:
+        """Go on with another pipeline; only between groups."""
+        if self.group:
+            raise ContractError("a pipeline is only swapped between groups")
+        self.pipeline = pipeline
+        self.mark()
+
+    def take(self, delivery: Delivery) -> None:
+        """Take one batch; refused and repeated ones are counted and do no harm."""
+        batch, group = delivery.batch, self.group
+        group.batches += 1
+        group.positions[delivery.partition] = delivery.position
+        before = self.agents.get(batch.source)
+        if before is not None and _repeated(before, batch):
+            self._count(batch, "duplicate")
+            return
+        error: Exception | None = None
+        try:
+            facts = self.pipeline.step(batch)
+        except MemoryError:
+            raise  # not the batch's fault: the position stays, and a restart takes it again
+        except Exception as caught:
+            error = caught
+            self._undo()
+        if error is None:
+            group.facts += facts
+            group.accepted.append(batch.observed_at)
+            self._since.append(batch)
+            self._metrics.add("oodmon_batches_total", result="accepted")
+            self._metrics.add(
+                "oodmon_samples_total", batch.rows, model=batch.model, model_version=batch.version
+            )
+        else:
+            self._refuse(batch, error)
+        self._see(before, batch, accepted=error is None)
+
+    def advance(self, now_ns: int) -> None:
+        """Time has passed and the feed is drained."""
+        try:
+            facts = self.pipeline.advance(now_ns)
+        except MemoryError:
+            raise
+        except Exception:
+            _log.exception("the pipeline failed while closing windows; its state was restored")
+            self._undo()
+            return
+        self.group.facts += facts
+        if self._since and isinstance(self._since[-1], int):
+            self._since[-1] = now_ns  # closing up to now closes all that came before
+        else:
+            self._since.append(now_ns)
+
+    def _undo(self) -> None:
+        self.pipeline.thaw(self._mark)
+        for step in self._since:
+            # The same facts again: they are already in the group.
+            if isinstance(step, int):
+                self.pipeline.advance(step)
+            else:
+                self.pipeline.step(step)
+        self.mark()
+
+    def _refuse(self, batch: ScoreBatch, error: Exception) -> None:
+        if isinstance(error, ContractError):
+            why = str(error)
+            _log.warning("batch %s/%d refused: %s", batch.source, batch.sequence, why)
+        else:
+            why = f"{type(error).__name__}: {error}"
+            _log.error(
+                "batch %s/%d broke the pipeline", batch.source, batch.sequence, exc_info=error
+            )
+        self._count(batch, "rejected")
+        self._tell(batch, "rejected", f"a batch was rejected: {why}")
+
+    def _count(self, batch: ScoreBatch, result: str) -> None:
+        self._metrics.add("oodmon_batches_total", result=result)
+        self._metrics.add(
+            "oodmon_samples_dropped_total",
+            batch.rows,
+            model=batch.model,
+            model_version=batch.version,
+            reason=result,
+        )
+
+    def _tell(self, batch: ScoreBatch, what: str, text: str) -> None:
+        """One notice per source, reason and day: the same key on every replay."""
+        reason = hashlib.sha256(text.encode()).hexdigest()[:12]
+        day = batch.observed_at // _DAY
+        key = f"{what}:{batch.source}:{reason}:{day}"
+        if key in self._told:
+            return
+        if len(self._told) >= MAX_AGENTS:
+            self._told.clear()
+        self._told.add(key)
+        self.group.facts.append(
+            Notice(batch.model, batch.version, batch.source, batch.observed_at, key, text)
+        )
+
+    def _see(self, before: Heard | None, batch: ScoreBatch, *, accepted: bool) -> None:
+        missing = 0
+        if before is not None and batch.sequence > before.sequence + 1:
+            missing = batch.sequence - before.sequence - 1
+            self._metrics.add(
+                "oodmon_batches_lost_total",
+                missing,
+                model=batch.model,
+                model_version=batch.version,
+            )
+            self._tell(batch, "lost", "batches of this agent are missing: its numbering has a gap")
+        if before is None and len(self.agents) >= MAX_AGENTS:
+            oldest = min(self.agents.values(), key=lambda agent: agent.observed_at)
+            del self.agents[oldest.source]
+        heard = self.agents[batch.source] = Heard(
+            batch.source,
+            batch.model,
+            batch.version,
+            batch.sequence,
+            max(batch.observed_at, 0 if before is None else before.observed_at),
+            batch.sampled_fraction,
+        )
+        so_far = self.group.agents.get((batch.source, batch.model, batch.version))
+        self.group.agents[batch.source, batch.model, batch.version] = AgentSeen(
+            source=batch.source,
+            model=batch.model,
+            version=batch.version,
+            sequence=batch.sequence,
+            observed_at=heard.observed_at,
+            samples=(batch.rows if accepted else 0) + (so_far.samples if so_far else 0),
+            dropped=batch.dropped + (so_far.dropped if so_far else 0),
+            sampled_fraction=batch.sampled_fraction,
+            lost=missing + (so_far.lost if so_far else 0),
+        )
+        if batch.dropped:
+            self._metrics.add(
+                "oodmon_samples_dropped_total",
+                batch.dropped,
+                model=batch.model,
+                model_version=batch.version,
+                reason="agent",
+            )
+
+
+def _repeated(before: Heard, batch: ScoreBatch) -> bool:
+    """Seen already? A lower number with a newer time is an agent that began anew."""
+    return batch.sequence <= before.sequence and batch.observed_at <= before.observed_at
