@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -94,6 +94,11 @@ class Adwin(DriftTest[_State]):
 
     def _build(self) -> ADWIN:
         return ADWIN(delta=_delta(self.run_length_windows), clock=1)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options that the conformity checks are run with."""
+        return ({"run_length_windows": 400.0},)
 
     def start(self, reference: Window) -> _State:
         """No window seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -52,6 +52,11 @@ class KolmogorovSmirnov(DriftTest[Window]):
     def __post_init__(self) -> None:
         if not 0.0 < self.alpha < 1.0:
             raise ContractError(f"drift.ks.alpha: {self.alpha} is not in (0, 1)")
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options that the conformity checks are run with."""
+        return ({"alpha": 0.01},)
 
     def start(self, reference: Window) -> Window:
         """Nothing is remembered but the reference."""

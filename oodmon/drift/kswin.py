@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -103,6 +103,11 @@ class Kswin(DriftTest[_State]):
             stat_size=self.recent_windows,
             seed=self.seed,
         )
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options that the conformity checks are run with."""
+        return ({"run_length_windows": 200.0},)
 
     def start(self, reference: Window) -> _State:
         """No window seen."""

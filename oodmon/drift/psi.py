@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Final
@@ -73,6 +73,11 @@ class PopulationStability(DriftTest[Window]):
             raise ContractError(f"drift.psi.bins: {self.bins} is not in 2 to 36")
         if self.threshold < 0.0:
             raise ContractError(f"drift.psi.threshold: {self.threshold} is negative")
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options that the conformity checks are run with."""
+        return ({"alpha": 0.01}, {"bins": 20, "threshold": 0.1})
 
     def start(self, reference: Window) -> Window:
         """Nothing is remembered but the reference."""
