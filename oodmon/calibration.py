@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
@@ -25,10 +26,23 @@ from safetensors.numpy import save_file
 from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
 
-__all__ = ["Calibration"]
+__all__ = ["NORMAL_SCORES", "Calibration"]
 
 _SCHEMA: Final = "oodmon.calibration/1"
 _MAX_SCORES: Final = 10_000_000
+
+
+def _normal_scores() -> npt.NDArray[np.float64]:
+    # The integral of -Phi^-1 over (a, b] is phi(Phi^-1(b)) - phi(Phi^-1(a)).
+    normal = NormalDist()
+    density = [0.0, *(normal.pdf(normal.inv_cdf(edge)) for edge in BIN_EDGES[1:-1]), 0.0]
+    scores: npt.NDArray[np.float64] = np.diff(np.asarray(density)) / np.diff(BIN_EDGES)
+    scores.setflags(write=False)
+    return scores
+
+
+NORMAL_SCORES: Final = _normal_scores()
+"""float64 (64,): mean of the normal score Phi^-1(1 - p) over each bin of `BIN_EDGES`, p uniform."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,9 +96,7 @@ class Calibration:
         cuts = np.where(least > 0, scores[np.clip(n - least, 0, n - 1)], np.float32(np.inf))
         return np.ascontiguousarray(cuts[::-1], np.float32)
 
-    def tail_probabilities(
-        self, scores: npt.NDArray[np.floating[Any]]
-    ) -> npt.NDArray[np.float64]:
+    def tail_probabilities(self, scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """(B,) float64 in (0, 1]; NaN for NaN."""
         values = np.asarray(scores, np.float32)
         n = len(self.scores)

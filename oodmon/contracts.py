@@ -309,6 +309,11 @@ class DriftTest(ABC, Generic[S]):
         del window_seconds
         return 0.0
 
+    def measurements(self, state: S) -> Mapping[str, float]:
+        """What the test learnt about the traffic itself, for metrics (autocorrelation, …)."""
+        del state
+        return {}
+
     def promise(self, window_seconds: float) -> str:
         """How often a false alarm may come, in words for the alert and the report."""
         del window_seconds

@@ -255,6 +255,14 @@ class Pipeline:
             for name, test in self.tests.items()
         }
 
+    def measurements(self) -> Mapping[tuple[str, str, str], Mapping[str, float]]:
+        """(test, detector, segment) → what the test measured about the traffic itself."""
+        return {
+            key: found
+            for key, state in self._states.items()
+            if (found := self.tests[key[0]].measurements(state))
+        }
+
     @property
     def watermark(self) -> int:
         """How far event time has been seen, ns UTC."""
@@ -275,6 +283,7 @@ class Pipeline:
             "watermark": self._windows.watermark,
             "closed_until": self._windows.closed_until,
             "segments": list(self._windows.segments),
+            "last": self._windows.last,
             "cells": cells,
             "streams": streams,
             "digests": {name: c.digest for name, c in self.calibrations.items()},
@@ -304,6 +313,7 @@ class Pipeline:
         self.samples, self.windows_closed = state["samples"], state["windows_closed"]
         self._told = dict.fromkeys(state["told"])
         self._windows.segments = dict.fromkeys(state["segments"])
+        self._windows.last = dict(state["last"])
         kept = {name for name, test in self.tests.items() if repr(test) == state["tests"].get(name)}
         known = {n for n, c in self.calibrations.items() if c.digest == state["digests"].get(n)}
         if state["windowing"] == repr(self.windowing):

@@ -217,6 +217,9 @@ class Histogram:
         invalid: samples whose score was NaN.
         keys: uint64 (k,) ascending, k ≤ `SAMPLE_SIZE`: the smallest hashes of sample places seen.
         sample: float32 (k,) the raw scores that belong to `keys`.
+        pairs: neighbouring samples of one source that were both scored.
+        jumps: sum over these pairs of the squared difference of their normal scores, in
+            millionths; against the spread it tells how correlated the traffic is.
 
     The keys make the raw sample a uniform one whatever the order of arrival, and mergeable.
     """
@@ -225,6 +228,8 @@ class Histogram:
     invalid: int
     keys: npt.NDArray[np.uint64]
     sample: npt.NDArray[np.float32]
+    pairs: int = 0
+    jumps: int = 0
 
     def __post_init__(self) -> None:
         bins = len(BIN_EDGES) - 1
@@ -257,7 +262,12 @@ class Histogram:
         sample = np.concatenate([self.sample, other.sample])
         order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
         return Histogram(
-            self.counts + other.counts, self.invalid + other.invalid, keys[order], sample[order]
+            self.counts + other.counts,
+            self.invalid + other.invalid,
+            keys[order],
+            sample[order],
+            self.pairs + other.pairs,
+            self.jumps + other.jumps,
         )
 
 

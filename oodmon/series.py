@@ -11,15 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.records import BIN_EDGES, Histogram
+from oodmon.calibration import NORMAL_SCORES
+from oodmon.records import Histogram
 
-__all__ = ["HISTORY", "NORMAL_SCORES", "Series", "Standing", "standing"]
+__all__ = ["HISTORY", "Series", "Standing", "standing"]
 
 HISTORY: Final = 512
 """Values that survive when the memory of a series, twice as long, is full."""
@@ -27,19 +27,6 @@ HISTORY: Final = 512
 SPREAD_FLOOR: Final = 0.05
 """Below this standard deviation of the reference's normal scores nearly all of them share a bin
 (a detector with few distinct scores); then the spread of a continuous detector, 1, is taken."""
-
-
-def _normal_scores() -> npt.NDArray[np.float64]:
-    # The integral of -Phi^-1 over (a, b] is phi(Phi^-1(b)) - phi(Phi^-1(a)).
-    normal = NormalDist()
-    density = [0.0, *(normal.pdf(normal.inv_cdf(edge)) for edge in BIN_EDGES[1:-1]), 0.0]
-    scores = np.diff(np.asarray(density)) / np.diff(BIN_EDGES)
-    scores.setflags(write=False)
-    return scores
-
-
-NORMAL_SCORES: Final = _normal_scores()
-"""float64 (64,): mean of the normal score Phi^-1(1 - p) over each bin of `BIN_EDGES`, p uniform."""
 
 
 @dataclass(frozen=True, slots=True)

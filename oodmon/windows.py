@@ -7,29 +7,24 @@ the watermark has passed its end by the allowed lateness, or when `advance` says
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from oodmon.errors import ContractError
-from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, ScoreBatch, Window
+from oodmon.panes import Bins, Cell, Stream, dense
+from oodmon.records import ScoreBatch, Window
 
 __all__ = ["Closed", "Windowing", "Windows"]
 
 _SECOND: Final = 1_000_000_000
-_BINS: Final = len(BIN_EDGES) - 1
 _MAX_SEGMENTS: Final = 256
 """Distinct segments; those that come first have a place, the rest is counted as `OTHER`."""
 OTHER: Final = "other"
-_MAX_CLASSES: Final = 4096
-"""Predicted classes counted apart; higher ones are counted as the last."""
-
-Bins = Mapping[str, npt.NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -86,57 +81,6 @@ class Closed:
     window: Window
 
 
-@dataclass(slots=True)
-class _Stream:
-    """What one detector has in one open pane and segment."""
-
-    counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_BINS, np.int64))
-    invalid: int = 0
-    keys: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    sample: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
-
-    @property
-    def bound(self) -> int:
-        """Keys from here on cannot enter the sample."""
-        return 2**64 - 1 if len(self.keys) < SAMPLE_SIZE else int(self.keys[-1])
-
-    def take(self, keys: npt.NDArray[np.uint64], scores: npt.NDArray[np.float32]) -> None:
-        keys = np.concatenate([self.keys, keys])
-        scores = np.concatenate([self.sample, scores])
-        order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
-        self.keys, self.sample = keys[order], scores[order]
-
-
-@dataclass(slots=True)
-class _Cell:
-    """One open pane of one segment."""
-
-    samples: int = 0
-    dropped: int = 0
-    late: int = 0
-    streams: dict[str, _Stream] = field(default_factory=dict)
-    predicted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    bound: int = 2**64 - 1
-
-    def window(self, model: str, version: str, segment: str, start: int, end: int) -> Window:
-        detectors = {
-            name: Histogram(s.counts.copy(), s.invalid, s.keys, s.sample)
-            for name, s in sorted(self.streams.items())
-        }
-        return Window(
-            model,
-            version,
-            segment,
-            start,
-            end,
-            self.samples,
-            self.dropped,
-            self.late,
-            detectors,
-            {int(label): int(self.predicted[label]) for label in np.flatnonzero(self.predicted)},
-        )
-
-
 class Windows:
     """The open panes of one model: a fold over batches.
 
@@ -150,7 +94,8 @@ class Windows:
         self.watermark = 0
         self.closed_until = 0
         self.segments: dict[str, None] = {}
-        self._open: dict[int, dict[str, _Cell]] = {}
+        self.last: dict[str, int] = {}
+        self._open: dict[int, dict[str, Cell]] = {}
         # Closed panes that sliding windows still cover: segment → panes, oldest first.
         self._recent: dict[str, list[Window]] = {}
 
@@ -165,15 +110,34 @@ class Windows:
             self._cell(cells, "").dropped += batch.dropped
         rows = batch.rows
         if rows and not len(batch.segment):
-            self._count(self._cell(cells, ""), batch, bins, None, late)
+            self._count(cells, "", batch, bins, None, late)
         elif rows:
             for index in np.unique(batch.segment):
-                cell = self._cell(cells, batch.segments[index])
-                self._count(cell, batch, bins, np.flatnonzero(batch.segment == index), late)
+                picked = np.flatnonzero(batch.segment == index)
+                self._count(cells, batch.segments[index], batch, bins, picked, late)
         self.watermark = max(self.watermark, batch.observed_at)
 
-    def _cell(self, cells: dict[str, _Cell], segment: str) -> _Cell:
-        return cells.setdefault(self.place(segment), _Cell())
+    def _count(
+        self,
+        cells: dict[str, Cell],
+        segment: str,
+        batch: ScoreBatch,
+        bins: Bins,
+        rows: npt.NDArray[np.intp] | None,
+        late: bool,
+    ) -> None:
+        cell = self._cell(cells, segment)
+        if late:
+            cell.late += batch.rows if rows is None else len(rows)
+        else:
+            cell.count(batch, bins, rows, f"{batch.source}\0{segment}", self.last)
+
+    def _cell(self, cells: dict[str, Cell], segment: str) -> Cell:
+        segment = self.place(segment)
+        cell = cells.get(segment)
+        if cell is None:
+            cell = cells[segment] = Cell()
+        return cell
 
     def place(self, segment: str) -> str:
         """The name under which a segment is counted."""
@@ -182,48 +146,6 @@ class Windows:
                 return OTHER
             self.segments[segment] = None
         return segment
-
-    @staticmethod
-    def _count(
-        cell: _Cell,
-        batch: ScoreBatch,
-        bins: Bins,
-        rows: npt.NDArray[np.intp] | None,
-        late: bool,
-    ) -> None:
-        count = batch.rows if rows is None else len(rows)
-        if late:
-            cell.late += count
-            return
-        cell.samples += count
-        keys = _keys(batch)
-        if rows is not None:
-            keys = keys[rows]
-        # Few rows can still enter the sample once it is full, so the sort below is rare.
-        new = len(cell.streams) < len(bins)
-        candidates = np.flatnonzero(keys < np.uint64(2**64 - 1 if new else cell.bound))
-        for name, column in bins.items():
-            stream = cell.streams.get(name)
-            if stream is None:
-                stream = cell.streams[name] = _Stream()
-            found = column if rows is None else column[rows]
-            counted = np.bincount(found + 1, minlength=_BINS + 1)
-            stream.invalid += int(counted[0])
-            stream.counts += counted[1:]
-            if len(candidates):
-                valid = candidates[found[candidates] >= 0]
-                scores = batch.scores[name]
-                if rows is not None:
-                    scores = scores[rows]
-                stream.take(keys[valid], scores[valid])
-        if len(candidates):
-            cell.bound = max(stream.bound for stream in cell.streams.values())
-        if len(batch.predicted):
-            classes = batch.predicted if rows is None else batch.predicted[rows]
-            classes = np.clip(classes[classes >= 0], None, _MAX_CLASSES - 1)
-            counted = np.bincount(classes, minlength=len(cell.predicted))
-            counted[: len(cell.predicted)] += cell.predicted
-            cell.predicted = counted
 
     def advance(self, now: int) -> Iterator[Closed]:
         """Time has passed although nothing came: close what ends before `now` less the lateness."""
@@ -249,7 +171,7 @@ class Windows:
         self.closed_until = end
         slides = self.options.step < self.options.length
         for segment in sorted({*cells, *self._recent}):
-            cell = cells.get(segment, _Cell())
+            cell = cells.get(segment, Cell())
             pane = cell.window(self.model, self.version, segment, start, end)
             if not slides:
                 yield Closed(pane, pane)
@@ -292,7 +214,9 @@ class Windows:
                     "dropped": pane.dropped,
                     "late": pane.late,
                     "detectors": names,
-                    "invalid": [pane.detectors[name].invalid for name in names],
+                    "sums": [
+                        [h.invalid, h.pairs, h.jumps] for h in (pane.detectors[n] for n in names)
+                    ],
                     "predicted": [[label, seen] for label, seen in pane.predicted.items()],
                 }
             )
@@ -314,22 +238,22 @@ class Windows:
         self.watermark, self.closed_until = watermark, closed_until
         self._open, self._recent = {}, {}
         for index, row in enumerate(cells):
-            cell = _Cell(_whole(row["samples"]), _whole(row["dropped"]), _whole(row["late"]))
-            predicted, names, invalid = row["predicted"], row["detectors"], row["invalid"]
+            cell = Cell(_whole(row["samples"]), _whole(row["dropped"]), _whole(row["late"]))
+            predicted, names, sums = row["predicted"], row["detectors"], row["sums"]
             if not (
-                isinstance(predicted, list)
-                and isinstance(names, list)
-                and isinstance(invalid, list)
+                isinstance(predicted, list) and isinstance(names, list) and isinstance(sums, list)
             ):
                 raise ContractError(f"windows state: cell {index} is malformed")
-            cell.predicted = _dense([(int(label), int(seen)) for label, seen in predicted])
+            cell.predicted = dense([(int(label), int(seen)) for label, seen in predicted])
             for number, name in enumerate(names):
                 at = f"windows/{index}/{number}"
-                cell.streams[str(name)] = _Stream(
+                cell.streams[str(name)] = Stream(
                     np.array(arrays[f"{at}/counts"], np.int64),
-                    int(invalid[number]),
+                    int(sums[number][0]),
                     np.array(arrays[f"{at}/keys"], np.uint64),
                     np.array(arrays[f"{at}/sample"], np.float32),
+                    int(sums[number][1]),
+                    int(sums[number][2]),
                 )
             cell.bound = max((s.bound for s in cell.streams.values()), default=cell.bound)
             start, segment = _whole(row["start"]), str(row["segment"])
@@ -342,28 +266,7 @@ class Windows:
                 self._open.setdefault(start, {})[segment] = cell
 
 
-def _dense(pairs: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
-    dense = np.zeros(1 + max((label for label, _ in pairs), default=-1), np.int64)
-    for label, seen in pairs:
-        dense[label] = seen
-    return dense
-
-
 def _whole(value: object) -> int:
     if not isinstance(value, int):
         raise ContractError(f"windows state: expected a whole number, found {value!r}")
     return value
-
-
-def _keys(batch: ScoreBatch) -> npt.NDArray[np.uint64]:
-    """(B,) uint64: a hash of each sample's place (source, sequence, row).
-
-    The place names the sample as its id does, and hashes without a loop: splitmix64 (Steele, Lea
-    and Flood, OOPSLA 2014) over the rows, from a start that the place of the batch gives.
-    """
-    place = f"{batch.source}/{batch.sequence}".encode()
-    start = np.uint64(int.from_bytes(hashlib.blake2b(place, digest_size=8).digest(), "big"))
-    z = start + np.arange(1, batch.rows + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))

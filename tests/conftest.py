@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 pytest_plugins = [
-    name
-    for name in (
-        "tests.servers.kafka",
-        "tests.servers.postgres",
-        "tests.servers.grafana",
-        "tests.servers.prometheus",
-    )
-    if importlib.util.find_spec(name) is not None
+    "tests.servers.http",
+    "tests.servers.kafka",
+    "tests.servers.postgres",
+    "tests.servers.grafana",
+    "tests.servers.prometheus",
 ]

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import ndtr, ndtri
 
+from oodmon.bets import F8, Bets, bets
 from oodmon.contracts import Arrays, DriftTest, Paper
 from oodmon.errors import ContractError
-from oodmon.records import ALL, BIN_EDGES, DriftResult, Window
+from oodmon.records import ALL, BIN_EDGES, DriftResult, Histogram, Window
 from oodmon.registry import drift
 
 __all__ = ["Budget"]
-
-F8 = npt.NDArray[np.float64]
 
 _SECOND: Final = 1_000_000_000
 _UNITS: Final = {
@@ -40,50 +38,11 @@ _PROMISE: Final = re.compile(
 _LOG10_FLOOR: Final = -9.0
 """Evidence below this is reported as this: it is as good as none."""
 
-# The alternatives that are bet on. In normal scores z = Phi^-1(1 - p), so higher is more OOD.
-_SHIFTS: Final = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-_SPREADS: Final = (0.7, 0.85, 1.15, 1.3, 1.6, 2.0)
-_SHIFTED_SPREADS: Final = ((0.5, 1.25), (1.0, 1.5), (0.5, 0.8), (-0.5, 0.8), (-0.5, 1.25))
-_SHARES: Final = (0.02, 0.05, 0.1, 0.25)
-_NOVEL: Final = (2.0, 3.0, 4.0)
-_EXCESS: Final = tuple(
-    (alpha, share) for alpha in (0.01, 0.05, 0.1, 0.2) for share in (0.05, 0.15, 0.4, 0.8)
-)
-_CLIPS: Final = (2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 144.0, math.inf)
-_FLOORS: Final = (0.01, 0.1, 0.2, 0.35, 0.5, 0.7)
-
-
-def _bets() -> F8:
-    """(J, 64): the mean of each alternative's density over each bin, for uniform p."""
-    z = -ndtri(BIN_EDGES)  # descending from +inf at p = 0 to -inf at p = 1
-    width = np.diff(BIN_EDGES)
-
-    def normal(mean: float, spread: float) -> F8:
-        upper_tail = ndtr((mean - z) / spread)
-        density: F8 = np.diff(upper_tail) / width
-        return density
-
-    def excess(alpha: float, share: float) -> F8:
-        inside: F8 = np.diff(np.minimum(BIN_EDGES, alpha)) / width / alpha
-        return 1.0 - share + share * inside
-
-    rows: list[F8] = [normal(mean, 1.0) for mean in _SHIFTS]
-    rows += [normal(0.0, spread) for spread in _SPREADS]
-    rows += [normal(mean, spread) for mean, spread in _SHIFTED_SPREADS]
-    rows += [1.0 - share + share * normal(mean, 1.0) for mean in _NOVEL for share in _SHARES]
-    rows += [excess(alpha, share) for alpha, share in _EXCESS]
-    # The opposites: mass that leaves the tail, as when a model grows too sure of itself.
-    rows += [excess(alpha, share)[::-1] for alpha, share in ((0.25, 0.15), (0.25, 0.4))]
-    return np.array(rows)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Table:
-    """What one reference gives: log f̃ (J, 64), the bins' probabilities (64,) and n."""
-
-    log_bets: F8
-    q: F8
-    n: int
+_SAFETY: Final = 3.0
+"""Standard errors added to the measured autocorrelation; one is about sqrt(3 / pairs)."""
+_MOST_CORRELATED: Final = 0.98
+_MEMORY: Final = 2.0**20
+"""Pairs beyond which the older half counts half: correlation may change over the months."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +54,35 @@ class _State:
         log_m: (J,) log of the Shiryaev-Roberts statistics.
         recent: int64 (64,) counts since the evidence last was below one.
         since: when that was, ns.
+        pairs, jumps: of neighbouring samples so far, older ones with less weight.
     """
 
-    table: _Table
+    table: Bets
     log_m: F8
     recent: npt.NDArray[np.int64]
     since: int
+    pairs: float = 0.0
+    jumps: float = 0.0
+
+    @property
+    def autocorrelation(self) -> float:
+        """Lag-one autocorrelation of the normal scores, if their law is the reference's; [0, 1].
+
+        From the squared jumps between neighbours (von Neumann's ratio): unlike products, they do
+        not rise when the mean does, so a shift does not pass for correlation.
+        """
+        if not self.pairs:
+            return 0.0
+        found = 1.0 - self.jumps / self.pairs / (2.0 * self.table.variance)
+        return min(max(found, 0.0), 1.0)
+
+    @property
+    def block_length(self) -> float:
+        """Samples that carry the evidence of one independent sample, with the estimate's error."""
+        if not self.pairs:
+            return 1.0
+        upper = min(self.autocorrelation + _SAFETY / math.sqrt(self.pairs), _MOST_CORRELATED)
+        return (1.0 + upper) / (1.0 - upper)
 
 
 @drift.register("budget")
@@ -129,7 +111,13 @@ class Budget(DriftTest[_State]):
     whatever the dependence between detectors and segments. Bets are clipped where that grows
     faster under their own alternative (Huber's censored ratios), which is what makes a large δ or a
     small n affordable. Ranks are frozen (against the calibration sample alone): they cost nothing
-    per sample and add over replicas; see docs/adr for why not sequential ranks.
+    per sample and add over replicas (docs/adr/0002).
+
+    Neighbouring requests are often alike. The test measures the lag-one autocorrelation φ of the
+    normal scores and counts b = (1 + φ) / (1 - φ) samples as one: log L_j / b. For shifts of AR(1)
+    traffic that is the exact worth of correlated samples, for the other bets it is less than that,
+    and with b > 1 it stays fair for independent ones (E f̃^(1/b) <= 1 by Jensen). φ and b are
+    published. Correlation that lasts for more than a few samples at a low φ is not seen by it.
 
     The effect is a lower bound in plain words: the largest difference between the share of samples
     below some tail probability, since the evidence began to grow, and the reference's share.
@@ -187,8 +175,7 @@ class Budget(DriftTest[_State]):
         return (
             f"false alarms come at most {self.false_alarms.strip()} on average, over all "
             f"detectors and segments together ({windows:,.0f} windows of {window_seconds:g} s), "
-            f"while requests are independent and less than {self.tolerated_fraction:.1%} of them "
-            "changes"
+            f"while less than {self.tolerated_fraction:.1%} of the traffic changes"
         )
 
     # --- one stream -------------------------------------------------------------------------
@@ -199,17 +186,17 @@ class Budget(DriftTest[_State]):
             (histogram.counts for histogram in reference.detectors.values()),
             np.zeros(len(BIN_EDGES) - 1, np.int64),
         )
-        table = _table(tuple(counts.tolist()), self.tolerated_fraction, self.calibration_risk)
+        table = bets(tuple(counts.tolist()), self.tolerated_fraction, self.calibration_risk)
         bins = table.q.shape[0]
         return _State(table, np.full(len(table.log_bets), -np.inf), np.zeros(bins, np.int64), 0)
 
     def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
         """Take one base window; an empty one leaves the state as it is."""
         histogram = window.histogram(detector)
-        counts, scored = histogram.counts, histogram.scored
+        scored = histogram.scored
         limit = math.log(self.run_length((window.end - window.start) / _SECOND))
         if scored and len(state.log_m):
-            state = self._update(state, counts, window.start, limit)
+            state = self._update(state, histogram, window.start, limit)
         statistic = self._log10(state)
         table = state.table
         return state, DriftResult(
@@ -230,16 +217,29 @@ class Budget(DriftTest[_State]):
         )
 
     @staticmethod
-    def _update(state: _State, counts: npt.NDArray[np.int64], start: int, limit: float) -> _State:
-        bets = len(state.log_m)
-        log_l = state.table.log_bets @ counts
+    def _update(state: _State, histogram: Histogram, start: int, limit: float) -> _State:
+        bets, counts = len(state.log_m), histogram.counts
+        weight = 0.5 if state.pairs > _MEMORY else 1.0
+        state = replace(
+            state,
+            pairs=weight * state.pairs + histogram.pairs,
+            jumps=weight * state.jumps + histogram.jumps / 1e6,
+        )
+        log_l = state.table.log_bets @ counts / state.block_length
         grown = log_l + np.logaddexp(0.0, state.log_m)
         # Beyond the point where one bet alone holds the alarm, more wealth would only delay its
         # end; a smaller M keeps the promise.
         log_m = np.minimum(grown, limit + math.log(2.0 * bets))
         quiet = not state.recent.any() or np.logaddexp.reduce(state.log_m) - math.log(bets) < 0.0
         recent = counts.copy() if quiet else state.recent + counts
-        return _State(state.table, log_m, recent, start if quiet else state.since)
+        return replace(state, log_m=log_m, recent=recent, since=start if quiet else state.since)
+
+    def measurements(self, state: _State) -> Mapping[str, float]:
+        """The measured autocorrelation and the block length that follows from it."""
+        return {
+            "autocorrelation_ratio": state.autocorrelation,
+            "block_length_samples": state.block_length,
+        }
 
     @staticmethod
     def _log10(state: _State) -> float:
@@ -295,6 +295,7 @@ class Budget(DriftTest[_State]):
             "log_m": state.log_m,
             "recent": state.recent,
             "since": np.array([state.since], np.int64),
+            "neighbours": np.array([state.pairs, state.jumps]),
         }
 
     def thaw(self, reference: Window, arrays: Arrays) -> _State:
@@ -308,46 +309,8 @@ class Budget(DriftTest[_State]):
             log_m,
             np.asarray(arrays["recent"], np.int64),
             int(arrays["since"][0]),
+            *(float(value) for value in arrays["neighbours"]),
         )
-
-
-@lru_cache(maxsize=512)
-def _table(counts: tuple[int, ...], tolerated_fraction: float, calibration_risk: float) -> _Table:
-    """The bets that pay against this reference; shared by all streams that have it."""
-    n = sum(counts)
-    if n == 0:
-        raise ContractError("budget: the reference holds no calibration scores")
-    q = np.array(counts, np.float64)
-    # A fresh sample outranks all n with probability 1 / (n + 1).
-    q[int(np.searchsorted(BIN_EDGES, 1.0 / (n + 1), side="left")) - 1] += 1.0
-    q /= n + 1
-    error = math.sqrt(math.log(2.0 / calibration_risk) / (2.0 * n)) + 1.0 / (n + 1)
-    fair = (_clipped(bet, q, tolerated_fraction, error) for bet in _bets())
-    rows = [row for row in fair if row is not None]
-    return _Table(np.array(rows).reshape(-1, len(q)), q, n)
-
-
-def _clipped(bet: F8, q: F8, tolerated_fraction: float, error: float) -> F8 | None:
-    """Log of the fair clipping of a bet that grows fastest where its own alternative is true.
-
-    None if no clipping grows: at this δ and n the alternative cannot be told from the null.
-    """
-    alternative = q * bet
-    alternative /= alternative.sum()
-    best, best_growth = None, 0.0
-    for clip in _CLIPS:
-        for floor in _FLOORS:
-            table = np.clip(bet, floor, clip)
-            most = (
-                table @ q
-                + tolerated_fraction * (table.max() - table.min())
-                + error * np.abs(np.diff(table)).sum()
-            )
-            fair = np.log(table / most)
-            growth = float(alternative @ fair)
-            if growth > best_growth:
-                best, best_growth = fair, growth
-    return best
 
 
 def _distance(counts: npt.NDArray[np.int64], q: F8) -> float:

@@ -24,6 +24,8 @@ RINGS: dict[str, int] = {
     "wire": 2,
     "calibration": 2,
     "evaluate": 2,
+    "panes": 3,
+    "bets": 3,
     "windows": 3,
     "rules": 3,
     "flagged": 3,
@@ -48,8 +50,8 @@ RINGS: dict[str, int] = {
     "__init__": 6,
 }
 
-# Ring 2 in its own order, since registry is made of contracts.
-SAME_RING = {("registry", "contracts")}
+# One is made of the other.
+SAME_RING = {("registry", "contracts"), ("windows", "panes")}
 
 THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
@@ -60,13 +62,15 @@ THIRD_PARTY: dict[str, set[str]] = {
     "wire": {"numpy", "safetensors"},
     "calibration": {"numpy", "safetensors"},
     "evaluate": {"numpy"},
+    "panes": {"numpy"},
+    "bets": {"numpy", "scipy"},
     "windows": {"numpy"},
     "rules": {"numpy"},
     "flagged": {"numpy"},
     "series": {"numpy", "scipy"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},
-    "taps": {"numpy", "torch"},
+    "taps": {"numpy", "torch", "safetensors"},
     "detectors": {"numpy", "torch", "safetensors"},
     "recipes": {"torch"},
     "fitting": {"numpy", "torch", "safetensors", "PIL"},
@@ -80,6 +84,9 @@ THIRD_PARTY: dict[str, set[str]] = {
     "checks": {"numpy", "torch", "yaml"},
     "report": {"numpy", "jinja2", "matplotlib", "markupsafe"},
 }
+
+# The two files that make the system known are read whole, so they stay whole.
+LONGEST = {"records.py": 470, "contracts.py": 400}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent"}
 TORCH_FILES = {"checks/detectors.py", "checks/taps.py"}
@@ -145,7 +152,7 @@ def test_torch_stays_in_its_rooms(path: Path) -> None:
 def test_only_the_shell_reads_clock_and_environment(path: Path) -> None:
     inside = str(path.relative_to(PACKAGE))
     text = path.read_text()
-    if inside not in ("config/parse.py",) and _room(path) != "cli":
+    if inside != "config/parse.py" and _room(path) != "cli":
         assert "os.environ" not in text
         assert "os.getenv" not in text
     if _room(path) not in ("agent", "daemon", "cli"):
@@ -157,7 +164,8 @@ def test_only_the_shell_reads_clock_and_environment(path: Path) -> None:
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_are_short_and_say_what_they_are_for(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 370, "split it by what it is about"
+    limit = LONGEST.get(str(path.relative_to(PACKAGE)), 350)
+    assert len(text.splitlines()) <= limit, "split it by what it is about"
     assert ast.get_docstring(ast.parse(text)), "the first line says what the file is for"
     assert path.stem not in ("utils", "common", "helpers", "misc")
     for node in ast.walk(ast.parse(text)):
@@ -187,7 +195,10 @@ assert "torch" not in sys.modules
 
 
 def test_importing_the_package_is_light() -> None:
-    script = "import sys, oodmon; print([m for m in ('torch', 'scipy', 'sqlalchemy', 'river') if m in sys.modules])"
+    script = """
+import sys, oodmon
+print([name for name in ("torch", "scipy", "sqlalchemy", "river") if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

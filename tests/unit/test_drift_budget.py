@@ -12,7 +12,8 @@ from oodmon.calibration import Calibration
 from oodmon.drift.budget import Budget
 from oodmon.errors import ContractError
 from oodmon.records import ALL, BIN_EDGES, DriftResult, Histogram, Window
-from tests.streams import EPOCH, SECOND
+from oodmon.windows import Windowing, Windows
+from tests.streams import EPOCH, SECOND, batch
 
 SPAN = 10 * SECOND
 
@@ -219,3 +220,51 @@ def test_a_reference_too_small_to_bet_on_never_alarms() -> None:
     assert not budget.combine([result])[-1].drifted
     again = budget.thaw(calibration.reference(), budget.freeze(state))
     assert again.log_m.shape == state.log_m.shape
+
+
+def _correlated(rng: np.random.Generator, phi: float, count: int) -> npt.NDArray[np.float64]:
+    """AR(1) with N(0, 1) marginals."""
+    values = rng.normal(size=count)
+    for at in range(1, count):
+        values[at] = phi * values[at - 1] + np.sqrt(1 - phi**2) * values[at]
+    return values
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.6])
+def test_the_promise_holds_on_correlated_traffic(phi: float) -> None:
+    """Counting each of these samples in full would alarm within some 140 of them at phi 0.6."""
+    rows, promise, runs = 32, 60, 8
+    calibration = _calibration(5_000)
+    budget = Budget(f"1 per {promise} windows", tolerated_fraction=0.0)
+    rng = np.random.default_rng(6)
+    total = alarms = 0
+    for _ in range(runs):
+        windows = Windows("m", "1", Windowing(1))
+        state = budget.start(calibration.reference())
+        scores = _correlated(rng, phi, rows * 2 * promise).astype(np.float32)
+        for at, chunk in enumerate(np.split(scores, 2 * promise)):
+            windows.add(batch(chunk, at, at, detectors=("d",)), {"d": calibration.bins(chunk)})
+            for closed in windows.close():
+                state, result = budget.step(state, closed.window, "d")
+                total += 1
+            if at > 10 and result.statistic >= result.threshold:
+                alarms += 1
+                break
+    assert total / max(alarms, 1) >= promise
+    measured = budget.measurements(state)
+    assert measured["autocorrelation_ratio"] == pytest.approx(phi, abs=0.08)
+    assert measured["block_length_samples"] == pytest.approx((1 + phi) / (1 - phi), rel=0.3)
+
+
+def test_a_shift_does_not_pass_for_correlation() -> None:
+    calibration = _calibration(5_000)
+    budget = Budget("1 per 100 windows")
+    rng = np.random.default_rng(7)
+    windows = Windows("m", "1", Windowing(1))
+    state = budget.start(calibration.reference())
+    for at in range(40):
+        scores = (rng.normal(size=64) + (2.0 if at >= 20 else 0.0)).astype(np.float32)
+        windows.add(batch(scores, at, at, detectors=("d",)), {"d": calibration.bins(scores)})
+        for closed in windows.close():
+            state, _ = budget.step(state, closed.window, "d")
+    assert budget.measurements(state)["autocorrelation_ratio"] < 0.1
