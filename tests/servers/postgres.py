@@ -157,3 +157,12 @@ def postgres_url(request: pytest.FixtureRequest) -> Iterator[str]:
     yield f"{url}?{query}" if query else url
     with psycopg.connect(given, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store, once in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'oodmon.db'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url
