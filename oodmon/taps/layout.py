@@ -28,8 +28,10 @@ _TRUNK_SHARE: Final = 0.8
 """A child with this share of the body's parameters is the trunk, and stages are sought inside."""
 
 _HEAD_WORDS: Final = frozenset(
-    ("classifier", "classification_head", "fc", "head", "heads", "last_linear", "linear")
-    + ("logits", "out", "output", "score")
+    (
+        *("classifier", "classification_head", "fc", "head", "heads"),
+        *("last_linear", "linear", "logits", "out", "output", "score"),
+    )
 )
 _NUMBERED_STAGE: Final = re.compile(r"(layer|stage|block|level|group|conv\d*_)s?_?\d+(_x)?$")
 
@@ -133,7 +135,7 @@ def discover(model: nn.Module) -> Layout:
 
 def _find_head(model: nn.Module) -> str:
     """The last linear map, by preference one that lies under a name that heads usually have."""
-    linear = [
+    linear: list[str] = [
         name
         for name, module in model.named_modules()
         if name and isinstance(module, nn.Linear) and not _inside_attention(model, name)
@@ -144,7 +146,7 @@ def _find_head(model: nn.Module) -> str:
         return named[-1]
     if linear:
         return linear[-1]
-    pointwise = [
+    pointwise: list[str] = [
         name
         for name, module in model.named_modules()
         if isinstance(module, _CONVS) and set(module.kernel_size) == {1}
