@@ -1,0 +1,147 @@
+"""``oodmon catalog`` and ``oodmon conform``: what components there are, and whether they hold."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from typing import Any, Final
+
+import click
+
+from oodmon.cli.program import FAILED
+
+__all__ = ["catalog", "conform"]
+
+_WIDTH: Final = 14
+_KINDS: Final = ("taps", "detectors", "feeds", "drift", "sinks", "triggers")
+
+
+@click.command()
+@click.argument("kind", required=False, type=click.Choice(_KINDS))
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
+@click.option("--options", is_flag=True, help="With the options of each component.")
+def catalog(kind: str | None, as_json: bool, options: bool) -> None:
+    """List every component there is, plugins included: of one KIND or of all.
+
+    A plugin that cannot be imported is listed with the reason; it is an error only where a config
+    names it.
+    """
+    rows = [row for name in ([kind] if kind else _KINDS) for row in _rows(name)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    kinds_shown = dict.fromkeys(row["kind"] for row in rows)
+    for shown in kinds_shown:
+        click.echo(click.style(shown, bold=True))
+        for row in rows:
+            if row["kind"] == shown:
+                for line in _lines(row, options):
+                    click.echo(line)
+
+
+def _lines(row: dict[str, Any], options: bool) -> list[str]:
+    if "broken" in row:
+        return [f"  {row['name']:<{_WIDTH}} {click.style('broken', fg='red')}: {row['broken']}"]
+    lines = [f"  {row['name']:<{_WIDTH}} {row['summary']}"]
+    notes = [row["stability"], row["module"]]
+    notes += [f"reads {row['reads']}"] if row["reads"] else []
+    notes += [row["paper"]] if row["paper"] else []
+    lines.append(f"  {'':<{_WIDTH}} {click.style(' · '.join(notes), dim=True)}")
+    if options:
+        lines += [
+            f"  {'':<{_WIDTH}} {option['name']}: {option['takes']}"
+            + (" (required)" if option["default"] is None else f" = {option['default']}")
+            for option in row["options"]
+        ]
+    return lines
+
+
+def _rows(kind: str) -> list[dict[str, Any]]:
+    from oodmon.registry import kinds
+
+    registry = kinds[kind]
+    rows: list[dict[str, Any]] = []
+    for name in registry.names():
+        cls = registry.get(name)
+        paper = getattr(cls, "paper", None)
+        rows.append(
+            {
+                "kind": kind,
+                "name": name,
+                "stability": getattr(cls, "stability", ""),
+                "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
+                "module": cls.__module__,
+                "paper": f"{paper.authors}, {paper.venue} {paper.year}" if paper else "",
+                "reads": _reads(cls),
+                "options": _options(cls),
+            }
+        )
+    broken = registry.broken()
+    rows += [{"kind": kind, "name": name, "broken": why} for name, why in sorted(broken.items())]
+    return rows
+
+
+def _reads(cls: type[Any]) -> str:
+    """What a detector with its default options looks at; "" for everything else."""
+    from oodmon.contracts import Detector
+
+    if not issubclass(cls, Detector):
+        return ""
+    try:
+        reads = cls().reads()
+    except Exception:  # no defaults: it depends on its options
+        return "what its options name"
+    parts = [*reads.layers]
+    parts += [what for what in ("logits", "inputs", "labels") if getattr(reads, what)]
+    return ", ".join(parts) or "layers"
+
+
+def _options(cls: type[Any]) -> list[dict[str, Any]]:
+    import dataclasses
+
+    from oodmon.config.convert import options_of
+    from oodmon.config.wording import describe
+
+    found = []
+    for name, (option, annotation) in options_of(cls).items():
+        default = None
+        if option.default is not dataclasses.MISSING:
+            default = repr(option.default)
+        elif option.default_factory is not dataclasses.MISSING:
+            default = repr(option.default_factory())
+        found.append({"name": name, "takes": describe(annotation), "default": default})
+    return found
+
+
+@click.command()
+@click.argument("component", required=False)
+@click.option("--quiet", is_flag=True, help="Show what fails alone.")
+@click.pass_context
+def conform(context: click.Context, component: str | None, quiet: bool) -> None:
+    """Hold a component to its contract: COMPONENT is kind.name, a kind, or nothing for all.
+
+    These are the checks that every built-in passes; plugins can run them here and in their tests.
+    """
+    from oodmon.checks import conform as hold
+    from oodmon.registry import kinds
+
+    kind, _, name = (component or "").partition(".")
+    if kind and kind not in _KINDS:
+        raise click.UsageError(f"COMPONENT: no kind {kind!r}; there are {', '.join(_KINDS)}")
+    failed = total = 0
+    for each in [kind] if kind else _KINDS:
+        for one in [name] if name else kinds[each].names():
+            for outcome in hold(each, one):
+                total += 1
+                failed += not outcome.passed
+                if not (quiet and outcome.passed):
+                    click.echo(_line(f"{each}.{one}", outcome))
+    click.echo(f"{total - failed} of {total} checks passed")
+    if failed or not total:
+        context.exit(FAILED)
+
+
+def _line(component: str, outcome: Any) -> str:
+    mark = click.style("ok  ", fg="green") if outcome.passed else click.style("FAIL", fg="red")
+    why = "" if outcome.passed else f": {outcome.message}"
+    return f"{mark} {component} {outcome.check}{why}"

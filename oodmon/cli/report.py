@@ -1,0 +1,49 @@
+"""``oodmon report``: one self-contained HTML file about what was seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from oodmon.cli.opened import opened_store
+from oodmon.cli.options import config_argument
+
+__all__ = ["report"]
+
+
+@click.command()
+@config_argument
+@click.option(
+    "--output",
+    "-o",
+    default="oodmon-report.html",
+    show_default=True,
+    type=click.Path(dir_okay=False),
+)
+@click.option(
+    "--thumbnails",
+    type=click.Path(exists=True, file_okay=False),
+    help="Folder of images named after the sample ids, shown beside the most novel samples.",
+)
+def report(config: str, output: str, thumbnails: str | None) -> None:
+    """Write scores, windows, drift evidence, alarms and the most novel samples as one HTML file."""
+    from oodmon.config.build import daemon_half
+    from oodmon.config.parse import load
+
+    checked = load(config, "daemon")
+    with opened_store(config):
+        pass  # says in plain words where there is no database yet
+    try:
+        from oodmon.report import build
+    except ImportError as error:
+        raise click.UsageError(
+            f"the report needs plots: pip install 'oodmon[report]' ({error})"
+        ) from None
+    written = build(
+        daemon_half(checked).store.url,
+        Path(output),
+        model=checked.model.name,
+        thumbnails=None if thumbnails is None else Path(thumbnails),
+    )
+    click.echo(f"wrote {written}")

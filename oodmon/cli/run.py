@@ -1,0 +1,86 @@
+"""``oodmon run``: the daemon."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+from oodmon.cli.options import config_argument
+
+if TYPE_CHECKING:
+    from oodmon.config.schema import Config
+    from oodmon.daemon.parts import Parts
+
+__all__ = ["parts_of", "run"]
+
+
+@click.command()
+@config_argument
+@click.option("--port", type=click.IntRange(0, 65535), help="Instead of the config's http.port.")
+@click.option(
+    "--log-level",
+    default="info",
+    show_default=True,
+    type=click.Choice(["debug", "info", "warning", "error"]),
+)
+@click.pass_context
+def run(context: click.Context, config: str, port: int | None, log_level: str) -> None:
+    """Run the daemon of CONFIG until it is told to stop.
+
+    SIGTERM and SIGINT end it after the open group is committed, a second SIGINT at once.
+
+    SIGHUP or POST /-/reload reads CONFIG again: drift tests, rules, sinks, triggers and
+    calibrations change; if anything is wrong with it, the old one stays in force. Model, feed,
+    store and http need a restart.
+    """
+    from oodmon.config import build
+    from oodmon.config.parse import load
+    from oodmon.daemon.service import Service
+
+    logging.basicConfig(
+        level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    # Alembic tells of every step of its own.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    checked = load(config, "daemon")
+    half = build.daemon_half(checked)
+    for hint in checked.hints:
+        logging.getLogger("oodmon").warning("%s: %s", config, hint)
+    parts = parts_of(checked)
+    service = Service(
+        parts=parts,
+        reader=half.feed.component.reader(),
+        store=build.store(checked),
+        http=(half.http.host, half.http.port if port is None else port),
+        rebuild=lambda: parts_of(load(config, "daemon")),
+    )
+    context.exit(service.run())
+
+
+def parts_of(config: Config) -> Parts:
+    """What the daemon is made of and a reload may change."""
+    from oodmon.config import build
+    from oodmon.daemon.parts import Parts
+    from oodmon.daemon.routes import Routes, sink_receiver, trigger_receiver
+
+    half = build.daemon_half(config)
+    sinks = build.sinks(config)
+    guards = build.triggers(config)
+    pipeline = build.pipeline(config)
+    return Parts(
+        pipeline=pipeline,
+        routes=Routes(
+            {name: built.events for name, built in sinks.items()}, build.rule_triggers(config)
+        ),
+        receivers={
+            **{sink_receiver(name): built.component for name, built in sinks.items()},
+            **{trigger_receiver(name): guard for name, guard in guards.items()},
+        },
+        flag_level=half.flag_level,
+        calibrated={
+            name: build.calibration_path(half.calibration.path, name).stat().st_mtime
+            for name in pipeline.calibrations
+        },
+    )
