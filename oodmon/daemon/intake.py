@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -29,6 +30,7 @@ MAX_AGENTS: Final = 10_000
 """Agents whose numbering is followed; beyond them the one unheard of for longest is forgotten."""
 
 _DAY: Final = 86_400_000_000_000
+_NUMBER: Final = re.compile(r"\d+")
 
 
 class Fold(Protocol):
@@ -183,16 +185,18 @@ class Intake:
         self.mark()
 
     def _refuse(self, batch: ScoreBatch, error: Exception) -> None:
-        if isinstance(error, ContractError):
-            why = str(error)
-            _log.warning("batch %s/%d refused: %s", batch.source, batch.sequence, why)
-        else:
-            why = f"{type(error).__name__}: {error}"
-            _log.error(
-                "batch %s/%d broke the pipeline", batch.source, batch.sequence, exc_info=error
-            )
         self._count(batch, "rejected")
-        self._tell(batch, "rejected", f"a batch was rejected: {why}")
+        expected = isinstance(error, ContractError)
+        why = str(error) if expected else f"{type(error).__name__}: {error}"
+        if self._tell(batch, "rejected", f"a batch was rejected: {why}"):
+            # Once per source, reason and day, like the notice; the metrics count the others.
+            _log.error(
+                "batch %s/%d rejected: %s",
+                batch.source,
+                batch.sequence,
+                why,
+                exc_info=None if expected else error,
+            )
 
     def _count(self, batch: ScoreBatch, result: str) -> None:
         self._metrics.add("oodmon_batches_total", result=result)
@@ -204,19 +208,23 @@ class Intake:
             reason=result,
         )
 
-    def _tell(self, batch: ScoreBatch, what: str, text: str) -> None:
-        """One notice per source, reason and day: the same key on every replay."""
-        reason = hashlib.sha256(text.encode()).hexdigest()[:12]
+    def _tell(self, batch: ScoreBatch, what: str, text: str) -> bool:
+        """One notice per source, reason and day, with the same key on every replay: if it is new.
+
+        Numbers do not make a reason: a text that names the batch would be new for each.
+        """
+        reason = hashlib.sha256(_NUMBER.sub("#", text).encode()).hexdigest()[:12]
         day = batch.observed_at // _DAY
         key = f"{what}:{batch.source}:{reason}:{day}"
         if key in self._told:
-            return
+            return False
         if len(self._told) >= MAX_AGENTS:
             self._told.clear()
         self._told.add(key)
         self.group.facts.append(
             Notice(batch.model, batch.version, batch.source, batch.observed_at, key, text)
         )
+        return True
 
     def _see(self, before: Heard | None, batch: ScoreBatch, *, accepted: bool) -> None:
         missing = 0
