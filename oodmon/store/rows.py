@@ -72,8 +72,9 @@ def compact(value: Any) -> str:
     """
     try:
         text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
-        # PostgreSQL's jsonb refuses NUL, and so would every query that casts the column.
-        if "\\u0000" not in text:
+        # PostgreSQL's jsonb refuses NUL and lone surrogates, and so would every query that casts
+        # the column; receivers cannot encode the latter. (Pairs of surrogates pass unchanged.)
+        if "\\u0000" not in text and "\\ud" not in text:
             return text
     except ValueError:
         pass
@@ -91,13 +92,13 @@ def _plain(value: Any) -> Any:
 
 
 def _acceptable(value: Any) -> Any:
-    """The same value with null for what is not finite and without NUL."""
+    """The same value with null for what is not finite and with clean texts."""
     if isinstance(value, (np.generic, np.ndarray)):
         value = value.tolist()
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return value.replace("\x00", _FOREIGN)
+        return clean(value)
     if isinstance(value, Mapping):
         return {_acceptable(name): _acceptable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):

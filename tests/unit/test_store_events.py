@@ -245,6 +245,20 @@ def test_evidence_that_is_not_finite_or_not_plain(store: Store) -> None:
     assert store.alerts()[0]["evidence"] == {"a": None, "b": 1.5, "c": [1, None], "d": "x�y"}
 
 
+def test_evidence_can_be_queried_as_json(store: Store, store_url: str) -> None:
+    odd = {"novel": ["a\x00", "\ud800", "𝄞"], "statistic": math.inf}
+    store.append([replace(made.alert(0), evidence=odd)], state=b"", positions={})
+    query = {
+        "sqlite": "SELECT json_extract(evidence, '$.novel[2]') FROM alerts",
+        "postgresql": "SELECT evidence::jsonb -> 'novel' ->> 2 FROM alerts",
+    }
+    database = Database(store_url)
+    database.open()
+    with database.read() as connection:
+        assert connection.exec_driver_sql(query[database.dialect]).scalar() == "𝄞"
+    database.close()
+
+
 def test_hostile_texts_do_not_stop_the_daemon(store: Store) -> None:
     names = ["a\x00b", "\ud800", "é" * 4000, "é" * 4000 + "2", "'; DROP TABLE windows; --", ""]
     hostile = [replace(made.flagged(0), sample_id=name) for name in names]
