@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
-from oodmon.records import Histogram
+from oodmon.records import BIN_EDGES, Histogram
 
 __all__ = ["HISTORY", "Series", "Standing", "standing"]
 
@@ -53,8 +53,11 @@ def standing(window: Histogram, reference: Histogram) -> Standing | None:
     if n == 0 or m == 0:
         return None
     shares = reference.counts / m
-    centre = float(shares @ NORMAL_SCORES)
-    spread = math.sqrt(max(float(shares @ (NORMAL_SCORES - centre) ** 2), 0.0))
+    mean = float(shares @ NORMAL_SCORES)
+    spread = math.sqrt(max(float(shares @ (NORMAL_SCORES - mean) ** 2), 0.0))
+    # A fresh sample outranks all m with probability 1 / (m + 1), which none of the m did.
+    first = int(np.searchsorted(BIN_EDGES, 1.0 / (m + 1.0), side="left")) - 1
+    centre = (m * mean + float(NORMAL_SCORES[first])) / (m + 1.0)
     if spread < SPREAD_FLOOR:
         spread = 1.0
     effect = (float(window.counts @ NORMAL_SCORES) / n - centre) / spread

@@ -1,0 +1,131 @@
+"""The tests that judge a window by itself: `ks` and `psi`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import chi2, ks_2samp
+
+from oodmon.contracts import DriftTest
+from oodmon.drift.ks import KolmogorovSmirnov
+from oodmon.drift.psi import FLOOR_COUNTS, PopulationStability
+from oodmon.errors import ContractError
+from oodmon.records import BIN_EDGES, DriftResult, Histogram, Window
+
+CALIBRATIONS = 300
+
+
+def window(counts: np.ndarray) -> Window:
+    histogram = Histogram(
+        np.asarray(counts, np.int64), 0, np.empty(0, np.uint64), np.empty(0, np.float32)
+    )
+    return Window("m", "1", "", 0, 60, samples=int(counts.sum()), detectors={"d": histogram})
+
+
+def judge(test: DriftTest[Any], seen: np.ndarray, known: np.ndarray) -> DriftResult:
+    return test.step(test.start(window(known)), window(seen), "d")[1]
+
+
+def calibrated(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """Bin counts of a window and of the calibration set that its samples were ranked against."""
+    calibration = np.sort(rng.standard_normal(m))
+    places = [calibration, rng.standard_normal(n)]
+    known, seen = ((1 + m - np.searchsorted(calibration, x)) / (m + 1) for x in places)
+    return np.histogram(seen, BIN_EDGES)[0], np.histogram(known, BIN_EDGES)[0]
+
+
+@pytest.mark.parametrize("test", [KolmogorovSmirnov(0.05), PopulationStability(0.05)], ids=repr)
+@pytest.mark.parametrize(("n", "m"), [(10, 100), (50, 1_000), (100, 1_000), (500, 500)])
+def test_false_alarms_over_calibration_sets_and_windows(
+    test: DriftTest[Any], n: int, m: int
+) -> None:
+    rng = np.random.default_rng(n * m)
+    runs = 2_000
+    alarms = sum(judge(test, *calibrated(rng, n, m)).drifted for _ in range(runs))
+    assert alarms <= 0.05 * runs + 4.0 * math.sqrt(0.05 * 0.95 * runs)
+
+
+@pytest.mark.parametrize("bins", [5, 10])
+@pytest.mark.parametrize("n", [20, 50, 100, 200, 1_000])
+def test_psi_keeps_a_small_rate_on_small_windows(bins: int, n: int) -> None:
+    test, rng = PopulationStability(0.001, bins), np.random.default_rng(n)
+    known = np.floor(np.diff(BIN_EDGES) * 20_000).astype(np.int64)
+    seen = rng.multinomial(n, known / known.sum(), size=20_000)
+    starts = np.unique(
+        np.abs(BIN_EDGES[:-1, None] - np.linspace(0, 1, bins + 1)[:-1]).argmin(axis=0)
+    )
+    a = np.add.reduceat(seen, starts, axis=1) + FLOOR_COUNTS
+    b = np.add.reduceat(known, starts) + FLOOR_COUNTS
+    a, b = a / a.sum(axis=1, keepdims=True), b / b.sum()
+    index = ((a - b) * np.log(a / b)).sum(axis=1)
+    one = judge(test, seen[0], known)
+    assert one.statistic == pytest.approx(index[0])
+    alarms = int((index >= one.threshold).sum())
+    assert alarms <= 20 + 4.0 * math.sqrt(20)
+
+
+def test_ks_is_the_textbook_distance_and_never_a_smaller_p_value() -> None:
+    rng = np.random.default_rng(3)
+    for shift in (0.0, 0.1, 0.3):
+        seen, known = (
+            np.histogram(x, BIN_EDGES)[0]
+            for x in (rng.beta(1.0, 1.0 + shift, 400), rng.uniform(size=2_000))
+        )
+        result = judge(KolmogorovSmirnov(), seen, known)
+        values = np.arange(64)
+        wanted = ks_2samp(np.repeat(values, seen), np.repeat(values, known), method="asymp")
+        assert result.statistic == pytest.approx(wanted.statistic)
+        assert result.p_value is not None
+        assert result.p_value >= wanted.pvalue - 1e-3
+        assert result.drifted == (result.p_value <= 0.001)
+
+
+def test_psi_threshold_is_the_law_for_large_windows() -> None:
+    known = np.floor(np.diff(BIN_EDGES) * 1e6).astype(np.int64)
+    result = judge(PopulationStability(0.01), known, known)
+    n = int(known.sum())
+    assert result.statistic == 0.0
+    assert result.threshold == pytest.approx(2.0 / n * chi2.isf(0.01, 9), rel=1e-3)
+    assert result.p_value == 1.0
+
+
+def test_a_fixed_psi_threshold_promises_nothing() -> None:
+    test = PopulationStability(threshold=0.25)
+    assert test.run_length(60.0) == 0.0
+    assert "none" in test.promise(60.0)
+    known = np.full(64, 100)
+    seen = np.zeros(64)
+    seen[:30] = 10
+    result = judge(test, seen, known)
+    assert result.threshold == 0.25
+    assert result.drifted
+
+
+@pytest.mark.parametrize("test", [KolmogorovSmirnov(), PopulationStability()], ids=repr)
+def test_without_a_reference_there_is_no_decision(test: DriftTest[Any]) -> None:
+    result = judge(test, np.full(64, 5), np.zeros(64))
+    assert not result.drifted
+    assert math.isfinite(result.statistic)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (KolmogorovSmirnov, {"alpha": 0.0}),
+        (KolmogorovSmirnov, {"alpha": math.nan}),
+        (PopulationStability, {"alpha": 1.0}),
+        (PopulationStability, {"bins": 1}),
+        (PopulationStability, {"threshold": -0.1}),
+    ],
+)
+def test_options_out_of_range_are_named(cls: Any, options: dict[str, float]) -> None:
+    with pytest.raises(ContractError, match=next(iter(options))):
+        cls(**options)
+
+
+def test_promises_speak_of_the_window_that_they_are_given() -> None:
+    assert "16.7 hours" in KolmogorovSmirnov(0.001).promise(60.0)
+    assert "2.8 hours" in PopulationStability(0.001).promise(10.0)
