@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any, Final
 
@@ -31,7 +30,7 @@ from oodmon.records import (
 )
 from oodmon.rules import Rule, Rules, Transition
 from oodmon.windows import Closed, Windowing, Windows
-from oodmon.wire import pack, unpack
+from oodmon.wire import pack, rfc3339, unpack
 
 __all__ = ["Pipeline"]
 
@@ -221,9 +220,9 @@ class Pipeline:
                 "threshold": result.threshold,
                 "effect": result.effect,
                 "p_value": result.p_value,
-                "since": _rfc3339(result.since) if result.since else None,
-                "window_start": _rfc3339(result.start),
-                "window_end": _rfc3339(result.end),
+                "since": rfc3339(result.since) if result.since else None,
+                "window_start": rfc3339(result.start),
+                "window_end": rfc3339(result.end),
                 "promise": self.promises().get(result.test, ""),
                 "streams": [
                     {
@@ -355,8 +354,3 @@ class Pipeline:
             self._pending.append(
                 Notice(self.model, self.version, "daemon", at, f"windowing/{at}", text)
             )
-
-
-def _rfc3339(at: int) -> str:
-    """Nanoseconds as people and JSON readers write time, to the microsecond."""
-    return datetime.fromtimestamp(at / _SECOND, UTC).isoformat(timespec="microseconds")
