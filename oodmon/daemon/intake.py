@@ -60,6 +60,9 @@ class Fold(Protocol):
     def promises(self) -> Mapping[str, str]:
         """Drift test → its false-alarm promise in words."""
 
+    def measurements(self) -> Mapping[tuple[str, str, str], Mapping[str, float]]:
+        """(test, detector, segment) → what the test measured about the traffic."""
+
 
 @dataclass(frozen=True, slots=True)
 class Heard:

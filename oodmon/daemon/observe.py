@@ -109,14 +109,16 @@ class Observer:
         for (model, version), share in least.items():
             self._metrics.put("oodmon_sampled_ratio", share, model=model, model_version=version)
 
-    def watermark(self, pipeline: Fold) -> None:
-        """How far event time has been seen."""
-        self._metrics.put(
-            "oodmon_watermark_timestamp_seconds",
-            pipeline.watermark / _SECOND,
-            model=pipeline.model,
-            model_version=pipeline.version,
-        )
+    def pipeline(self, pipeline: Fold) -> None:
+        """How far event time has been seen, and what the drift tests measured about the traffic."""
+        model = {"model": pipeline.model, "model_version": pipeline.version}
+        put = self._metrics.put
+        put("oodmon_watermark_timestamp_seconds", pipeline.watermark / _SECOND, **model)
+        for (test, detector, segment), found in pipeline.measurements().items():
+            stream = {**model, "test": test, "detector": detector, "segment": segment}
+            for name, value in found.items():
+                if f"oodmon_{name}" in METRICS:
+                    put(f"oodmon_{name}", value, **stream)
 
     def depths(self, depths: Mapping[str, Depth], receivers: Collection[str]) -> None:
         """How far each receiver is behind."""

@@ -29,7 +29,7 @@ from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
 from oodmon.daemon.signals import Signals
-from oodmon.errors import OodmonError, StoreError
+from oodmon.errors import ContractError, OodmonError, StoreError
 from oodmon.records import Event, Fact
 from oodmon.store.events import Store
 from oodmon.wire import event_source
@@ -305,6 +305,7 @@ class Service:
             return "the store does not take the open group"
         try:
             parts = self._rebuild()
+            self._same_model(parts.pipeline)
         except Exception as error:
             expected = isinstance(error, OodmonError)
             _log.error(  # a traceback only for what is not the user's mistake
@@ -322,6 +323,14 @@ class Service:
         self._configured()
         _log.info("reloaded")
         return None
+
+    def _same_model(self, pipeline: Fold) -> None:
+        mine, new = self._parts.pipeline, pipeline
+        if (new.model, new.version) != (mine.model, mine.version):
+            raise ContractError(
+                f"this daemon watches {mine.model}/{mine.version}, the configuration says "
+                f"{new.model}/{new.version}: another model needs a restart"
+            )
 
     def _emit(self, what: str, error: Exception) -> None:
         """An event of the daemon's own, to the sinks that take notices."""
@@ -345,7 +354,7 @@ class Service:
     def _sample(self) -> None:
         """Gauges that are read, not counted."""
         self._sampled = self._monotonic()
-        self._observer.watermark(self._parts.pipeline)
+        self._observer.pipeline(self._parts.pipeline)
         self._observer.agents(self._intake.agents.values(), self._clock())
         self._couriers.states()
         try:

@@ -181,6 +181,12 @@ def test_drift_and_episodes() -> None:
     evidence = metrics.value("oodmon_drift_evidence_log10", **budget)
     assert evidence >= metrics.value("oodmon_drift_threshold_log10", **budget) == 4
     assert metrics.value("oodmon_drift_active", **budget) == 1
+    watcher.pipeline(made)
+    stream_of = {**STREAM, "test": "budget"}
+    assert metrics.value("oodmon_block_length_samples", **stream_of) >= 1
+    assert "oodmon_autocorrelation_ratio{" in _text(metrics)
+    watermark = metrics.value("oodmon_watermark_timestamp_seconds", **MODEL)
+    assert watermark == pytest.approx(EPOCH / SECOND + 299)
     text = _text(metrics)
     assert 'oodmon_drift_statistic{detector="msp",model="m"' in text
     assert not re.search(r'evidence_log10{[^}]*test="ks"', text), "KS has no evidence in log10"
