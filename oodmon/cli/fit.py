@@ -170,20 +170,20 @@ def _tell(fitting: Fitting, folder: Path) -> None:
         console.print(f"tap: {line}", markup=False)
     if not math.isnan(fitting.accuracy):
         console.print(f"model: accuracy {fitting.accuracy:.3f} on the labelled samples")
-    table = Table("detector", "reads", "learnt in", "scores", "digest", "calibration")
+    table = Table("detector", "digest", "calibration", "learnt in", "scores", "reads", box=None)
     for name, fitted in fitting.detectors.items():
         reads = fitted.scorer.reads()
         what = [*reads.layers, *(["logits"] if reads.logits else [])]
         samples = len(fitted.calibration.scores)
         each = 1e6 * fitted.score_seconds / max(samples, 1)
-        left_out = f", {fitted.invalid} not scored" if fitted.invalid else ""
+        left_out = f" ({fitted.invalid} not scored)" if fitted.invalid else ""
         table.add_row(
             name,
-            ", ".join([*what, *(["inputs"] if reads.inputs else [])]),
-            f"{fitted.learn_seconds:.2f} s",
-            f"{each:.1f} µs/sample",
             fitted.scorer.digest,
-            f"{samples} samples{left_out}",
+            f"{samples}{left_out}",
+            f"{fitted.learn_seconds:.2f} s",
+            f"{each:.0f} µs each",
+            ", ".join([*what, *(["inputs"] if reads.inputs else [])]),
         )
     console.print(table)
     console.print(

@@ -147,6 +147,7 @@ class MSP(Detector):
     """Maximum softmax probability: how unsure the classifier is of its own answer.
 
     Reads      logits (B, C); C = 1 is a binary logit
+    Options    temperature divides the logits first
     Learns     nothing
     Score      log(1 - max p), < 0, no ties at saturation (scale "log_complement");
                -max p, in [-1, -1/C] (scale "prob"); both order samples the same way
@@ -225,6 +226,7 @@ class Energy(Detector):
     """Free energy of the logits: a smooth maximum over all classes.
 
     Reads      logits (B, C); a binary logit z counts as (-z/2, z/2)
+    Options    temperature divides the logits first
     Learns     nothing
     Score      -T log sum exp(z/T), unbounded
     Reference  Liu et al., NeurIPS 2020
@@ -260,6 +262,7 @@ class Entropy(Detector):
     """Entropy of the softmax probabilities.
 
     Reads      logits (B, C); C = 1 is a binary logit
+    Options    temperature divides the logits first
     Learns     nothing
     Score      -sum p log p, in [0, log C]; exact near 0, where 1 - max p is lost in float32
     Reference  Hendrycks and Gimpel, ICLR 2017
