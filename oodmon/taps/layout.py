@@ -24,6 +24,11 @@ Side = Literal["input", "output"]
 MOST_STAGES: Final = 5
 """More stages than this are thinned evenly: each costs a copy of its activations."""
 
+MOST_BLOCKS: Final = 4
+"""The same for a row of equal blocks, whose neighbours differ little: quarters of the depth."""
+
+_EQUALS: Final = "block of equals"
+
 _TRUNK_SHARE: Final = 0.8
 """A child with this share of the body's parameters is the trunk, and stages are sought inside."""
 
@@ -124,8 +129,8 @@ def discover(model: nn.Module) -> Layout:
         lines.append(f"penultimate: the input of {head}")
     else:
         lines.append("head: none found, so no penultimate features either")
-    paths, how = _find_stages(model, head)
-    for number, path in enumerate(_thin(paths), start=1):
+    paths, how = _find_stages(model, _head_family(head))
+    for number, path in enumerate(_thin(paths, how), start=1):
         names[f"stage{number}"] = path
         lines.append(f"stage{number}: the output of {path} ({how})")
     if not paths:
@@ -152,6 +157,18 @@ def _find_head(model: nn.Module) -> str:
         if isinstance(module, _CONVS) and set(module.kernel_size) == {1}
     ]
     return pointwise[-1] if pointwise else ""
+
+
+def _head_family(head: str) -> str:
+    """The topmost part of the head's path with a head's name: all of it is beyond the body.
+
+    So ``classifier`` for ``classifier.6``: VGG's has nine tenths of the model's parameters.
+    """
+    parts = head.split(".")
+    for index, part in enumerate(parts):
+        if part.lower() in _HEAD_WORDS:
+            return ".".join(parts[: index + 1])
+    return head
 
 
 def _inside_attention(model: nn.Module, path: str) -> bool:
@@ -191,7 +208,7 @@ def _find_stages(model: nn.Module, head: str) -> tuple[list[str], str]:
             # A hook inside switches these layers to another kernel and so changes the outputs.
             owner = trunk.rpartition(".")[0]
             return ([owner] if owner else []), "whole encoder; its layers keep their fast path"
-        return [_runnable(model, path) for path, _ in blocks], "block of equals"
+        return [_runnable(model, path) for path, _ in blocks], _EQUALS
     pools = [path for path, child in children if isinstance(child, _POOLS)]
     if pools:
         return pools, "after pooling"
@@ -241,7 +258,7 @@ def _by_weights(model: nn.Module, trunk: str, head: str) -> tuple[list[str], str
     """The weighted modules in order of registration, each with what directly follows it."""
     paths: list[str] = []
     for path, module in _leaves(model, trunk):
-        if path == head or _inside_attention(model, path):
+        if path == head or (head and _covers(head, path)) or _inside_attention(model, path):
             continue
         if isinstance(module, (nn.Linear, *_CONVS)):
             paths.append(path)
@@ -278,6 +295,7 @@ def _has_fast_path(module: nn.Module) -> bool:
 
 
 def _covers(path: str, inner: str) -> bool:
+    """Whether `inner` lies below `path`; the model itself, "", covers everything but itself."""
     return bool(inner) and (not path or inner.startswith(f"{path}."))
 
 
@@ -285,9 +303,10 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _thin(paths: list[str]) -> list[str]:
-    """At most `MOST_STAGES`, evenly, the last one always."""
+def _thin(paths: list[str], how: str) -> list[str]:
+    """A few of them, evenly, the last one always."""
     count = len(paths)
-    if count <= MOST_STAGES:
+    most = MOST_BLOCKS if how == _EQUALS else MOST_STAGES
+    if count <= most:
         return paths
-    return [paths[(count * (index + 1)) // MOST_STAGES - 1] for index in range(MOST_STAGES)]
+    return [paths[(count * (index + 1)) // most - 1] for index in range(most)]
