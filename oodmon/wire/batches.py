@@ -107,10 +107,10 @@ def decode_batch(data: bytes | memoryview) -> ScoreBatch:
         raise WireError(f"no score batch: schema {str(schema)[:64]!r}, expected {SCHEMA!r}")
     number = int(found[1])
     if number > int(current):
-        release = needs if re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", str(needs)) else "a newer release"
+        named = re.fullmatch(r"[0-9A-Za-z.+-]{1,32}", str(needs))
+        install = f"oodmon {needs} or newer" if named else "a newer release of oodmon"
         raise NewerSchema(
-            f"frame of schema {schema}, this release reads up to {SCHEMA}: "
-            f"install oodmon {release} or newer"
+            f"frame of schema {schema}, this release reads up to {SCHEMA}: install {install}"
         )
     for step in range(number, int(current)):
         if step not in _UPGRADES:
