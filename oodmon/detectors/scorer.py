@@ -135,7 +135,8 @@ class Scorer:
         """Write a safetensors file, whole or not at all, readable by its owner only."""
         target = Path(path)
         data = safetensors.torch.save(
-            {name: tensor.cpu() for name, tensor in self._state.items()},
+            # copies, because safetensors refuses tensors that share memory
+            {name: tensor.cpu().clone() for name, tensor in self._state.items()},
             {
                 "schema": SCHEMA,
                 "name": _name(self._detector),

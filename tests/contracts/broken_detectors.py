@@ -1,0 +1,276 @@
+"""Detectors that break their contract in one way each, keyed by the check that must notice."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from oodmon.checks import detectors as checks
+from oodmon.contracts import Detector, Reads, Reference, State
+from oodmon.errors import StateError
+from oodmon.records import Activations
+
+
+@dataclass(frozen=True)
+class Honest(Detector):
+    """Distance to the mean of the features: what the broken ones are made of.
+
+    Reads      layers[layer] (B, D)
+    Learns     mean (D,)
+    Score      |x - mean|, >= 0
+    Reference  a test
+    """
+
+    layer: str = "features"
+
+    def reads(self) -> Reads:
+        return Reads(layers=(self.layer,))
+
+    def learn(self, reference: Reference) -> State:
+        return {"mean": torch.cat([acts.layer(self.layer) for acts in reference]).mean(dim=0)}
+
+    def check(self, state: State) -> None:
+        if set(state) != {"mean"}:
+            raise StateError(f"expected 'mean', found {sorted(state)}")
+
+    def score(self, acts: Activations, state: State) -> Tensor:
+        return self.measure(acts.layer(self.layer).float(), state["mean"])
+
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(features - mean, dim=1)
+
+
+class TwoColumns(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return (features - mean)[:, :2].abs()
+
+
+class WholeNumbers(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features, mean).long()
+
+
+class Overflows(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return (features - mean).pow(10).sum(dim=1)
+
+
+class UndefinedAtZero(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features / features.sum(dim=1, keepdim=True), mean)
+
+
+class CentresTheBatch(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features - features.mean(dim=0), mean * 0.0)
+
+
+class SpareTheFirst(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        return torch.cat([found[:1] * 0.5, found[1:]])
+
+
+class CountsRows(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features, mean) + 0.5 * torch.arange(len(features))
+
+
+class NeedsARow(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        return found if len(found) else found.new_zeros(1)
+
+
+class WritesToTheLayer(Honest):
+    def score(self, acts: Activations, state: State) -> Tensor:
+        return torch.linalg.vector_norm(acts.layer(self.layer).sub_(state["mean"]), dim=1)
+
+
+class MovesItsMean(Honest):
+    def score(self, acts: Activations, state: State) -> Tensor:
+        found = super().score(acts, state)
+        state["mean"].mul_(0.9).add_(acts.layer(self.layer).mean(dim=0), alpha=0.1)
+        return found
+
+
+class ScoresNaN(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features.nan_to_num(nan=0.0), mean)
+
+
+class SpreadsNaN(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        return found + 0.0 * found.sum()
+
+
+class SquaresInHalf(Honest):
+    def score(self, acts: Activations, state: State) -> Tensor:
+        features = acts.layer(self.layer)
+        return (features - state["mean"].to(features.dtype)).pow(4).sum(dim=1)
+
+
+class TakesAGradient(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        features = features.requires_grad_()
+        (slope,) = torch.autograd.grad(super().measure(features, mean).sum(), features)
+        return slope.norm(dim=1)
+
+
+class WrongSign(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return -super().measure(features, mean)
+
+
+class Blind(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return features[:, 0] * 0.0
+
+
+class LearnsAtRandom(Honest):
+    def learn(self, reference: Reference) -> State:
+        mean = super().learn(reference)["mean"]
+        return {"mean": mean + 0.01 * torch.rand_like(mean)}
+
+
+class ThrowsDice(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return super().measure(features, mean) + random.random()
+
+
+class UsesTheBatchBefore(Honest):
+    before: ClassVar[list[Tensor]] = []
+
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        last = self.before[-1] if self.before else found
+        self.before[:] = [found.clone()]
+        return found + last.mean()
+
+
+class SharesABuffer(Honest):
+    """Hands the features from one method to the other through the class."""
+
+    buffer: ClassVar[dict[str, Tensor]] = {}
+
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        self.buffer["features"] = features
+        total = 0.0
+        for _ in range(200):
+            # long enough for the other thread to come in between
+            total += float(torch.linalg.matrix_norm(features))
+        return super().measure(self.buffer["features"], mean) + 0.0 * total
+
+
+class Impostor(Honest):
+    """Goes by the name of another, and so is loaded as that other."""
+
+    name = "max_logit"
+
+
+class ReadsMemory(Honest):
+    """Takes the tensor's memory for its values."""
+
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        if not features.is_contiguous():
+            features = torch.as_strided(features, features.shape, (features.shape[1], 1))
+        return super().measure(features, mean)
+
+
+class FillsIn(Honest):
+    def score(self, acts: Activations, state: State) -> Tensor:
+        features = acts.layers.get(self.layer, state["mean"].expand(acts.rows, -1))
+        return self.measure(features.float(), state["mean"])
+
+
+class Mumbles(Honest):
+    def score(self, acts: Activations, state: State) -> Tensor:
+        if self.layer not in acts.layers:
+            from oodmon.errors import ContractError
+
+            raise ContractError("something is missing")
+        return super().score(acts, state)
+
+
+class TakesAnyState(Honest):
+    def check(self, state: State) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class HoldsAnObject(Honest):
+    norm: Any = torch.linalg.vector_norm
+
+
+@dataclass(frozen=True)
+class HoldsATable(Honest):
+    """A list comes back, and what was a tuple is none."""
+
+    pairs: tuple[tuple[str, int], ...] = (("a", 1),)
+
+
+class Undocumented(Honest):
+    """Says nothing."""
+
+
+class Hoards(Honest):
+    seen: ClassVar[list[Tensor]] = []
+
+    def score(self, acts: Activations, state: State) -> Tensor:
+        self.seen.append(acts.layer(self.layer))
+        return super().score(acts, state)
+
+
+class AsksTheHost(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        return found if float(found.sum()) >= 0.0 else -found
+
+
+class PicksByMask(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        found = super().measure(features, mean)
+        found[found < 0.0] = 0.0
+        return found + found[found > 0.0].sum() * 0.0
+
+
+class ReturnsNumbers(Honest):
+    def measure(self, features: Tensor, mean: Tensor) -> Tensor:
+        return torch.tensor(super().measure(features, mean).tolist())
+
+
+Check = Callable[[Detector], None]
+
+BROKEN: dict[Check, tuple[Detector, ...]] = {
+    checks.check_scores_are_a_finite_column: (
+        TwoColumns(),
+        WholeNumbers(),
+        Overflows(),
+        UndefinedAtZero(),
+    ),
+    checks.check_rows_are_independent: (CentresTheBatch(), CountsRows()),
+    checks.check_permuting_rows_permutes_scores: (CountsRows(), SpareTheFirst()),
+    checks.check_empty_batch: (NeedsARow(),),
+    checks.check_inputs_and_state_are_unchanged: (WritesToTheLayer(), MovesItsMean()),
+    checks.check_nan_stays_in_its_row: (ScoresNaN(), SpreadsNaN()),
+    checks.check_half_precision: (SquaresInHalf(),),
+    checks.check_no_gradient: (TakesAGradient(),),
+    checks.check_higher_is_more_ood: (WrongSign(), Blind()),
+    checks.check_same_reference_same_state: (LearnsAtRandom(),),
+    checks.check_same_answer_twice: (ThrowsDice(), UsesTheBatchBefore()),
+    checks.check_threads_do_not_mix: (SharesABuffer(),),
+    checks.check_save_and_load: (Impostor(),),
+    checks.check_any_memory_layout: (ReadsMemory(),),
+    checks.check_what_is_missing_is_named: (FillsIn(), Mumbles()),
+    checks.check_foreign_state_is_refused: (TakesAnyState(),),
+    checks.check_options_survive_yaml: (HoldsAnObject(), HoldsATable()),
+    checks.check_docstring_block: (Undocumented(),),
+    checks.check_nothing_is_kept: (Hoards(),),
+    checks.check_nothing_waits_for_the_device: (AsksTheHost(), PicksByMask(), ReturnsNumbers()),
+}

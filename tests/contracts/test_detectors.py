@@ -1,0 +1,30 @@
+"""Every registered detector holds to its contract, and every check notices a broken one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from oodmon.checks import checks_for, subjects
+from oodmon.contracts import Detector
+from oodmon.registry import detectors
+from tests.contracts.broken_detectors import BROKEN
+
+Check = Callable[[Detector], None]
+SUBJECTS = [subject for name in detectors.names() for subject in subjects("detectors", name)]
+
+
+@pytest.mark.parametrize("check", checks_for("detectors"), ids=lambda check: check.__name__)
+@pytest.mark.parametrize("detector", SUBJECTS, ids=repr)
+def test_contract(detector: Detector, check: Check) -> None:
+    check(detector)
+
+
+@pytest.mark.parametrize("check", checks_for("detectors"), ids=lambda check: check.__name__)
+def test_check_rejects_a_broken_one(check: Check) -> None:
+    culprits = BROKEN[check]
+    assert culprits
+    for culprit in culprits:
+        with pytest.raises(AssertionError):
+            check(culprit)
