@@ -21,7 +21,7 @@ from oodmon.store.outbox import Depth, Outbox, OutboxRow
 from oodmon.store.queries import Asked, Queries
 from oodmon.store.rows import key
 
-__all__ = ["AgentSeen", "Depth", "OutboxRow", "Snapshot", "Store"]
+__all__ = ["AgentSeen", "Asked", "Depth", "OutboxRow", "Snapshot", "Store"]
 
 
 class Store:

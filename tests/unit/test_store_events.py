@@ -289,6 +289,8 @@ def test_an_episode_is_one_row(store: Store) -> None:
     assert row["ended_at_ns"] == made.START + 40 * made.SECOND
     assert row["evidence"]["windows"] == 1
     assert row["resolution"]["windows"] == 3
+    store.append([replace(made.alert(1, ended=4), evidence={})], state=b"", positions={})
+    assert store.alerts() == [row]  # what was written first stays
     store.append([made.alert(6), made.alert(6, ended=7)], state=b"", positions={})
     assert [r["started_at_ns"] for r in store.alerts(newest_first=True)] == [
         made.START + 60 * made.SECOND,

@@ -212,3 +212,19 @@ def test_missing_driver_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(StoreError, match=r"pip install 'oodmon\[postgres\]'"):
         Store("postgresql://h/db").open()
+
+
+def test_a_schema_of_its_own_in_a_shared_database(postgres_url: str) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_url, autocommit=True) as connection:
+        connection.execute("CREATE SCHEMA ours")
+        connection.execute("CREATE TABLE windows (theirs INTEGER)")
+    join = "&" if "?" in postgres_url else "?"
+    url = f"{postgres_url}{join}options=-csearch_path%3Dours".replace("postgresql:", "postgres:")
+    for _ in range(2):
+        store = Store(url)
+        store.open()
+        store.append([], state=b"s", positions={})
+        assert store.windows() == []
+        store.close()
