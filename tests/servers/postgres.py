@@ -125,6 +125,8 @@ def _binaries() -> Path | None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """The session's own server, which a test may stop and start again."""
+    if _ENVIRONMENT in os.environ:
+        pytest.skip(f"only a server of the tests' own may be stopped, and {_ENVIRONMENT} is set")
     pytest.importorskip("psycopg", reason=_HOW)
     binaries = _binaries()
     if binaries is None:
