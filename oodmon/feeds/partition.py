@@ -221,6 +221,11 @@ class Partition:
         self._buffer, self._from = self._read(self._at.offset, need), 0
         return len(self._buffer)
 
+    def _refill(self, need: int) -> bool:
+        """Read again; whether `need` bytes are there, or others than before."""
+        before = self._buffer[self._from :]
+        return self._fill(need) >= need or not self._buffer.startswith(before)
+
     def _read(self, offset: int, need: int = 0) -> bytes:
         path = segment_path(self.folder, self._at.segment)
         try:
@@ -244,14 +249,14 @@ class Partition:
         """Get `need` bytes at the cursor, or leave the segment if they will never come."""
         if self._unchanged():
             return False
-        if self._fill(need) >= need:
+        if self._refill(need):
             return True
         following = self._following()
         if following is None:
             self._seen = self._at.offset + self._ahead
             return False
         # All that the writer did here, it did before it went on or ended: look once more.
-        if self._fill(need) >= need:
+        if self._refill(need):
             return True
         if self._ahead:
             self._damage.torn += 1
@@ -300,6 +305,10 @@ class Partition:
         """Go past a frame that is too long to be loaded."""
         end = self._at.offset + need
         if _size(segment_path(self.folder, self._at.segment)) < end:
+            before = self._buffer[self._from :]
+            self._fill()
+            if not self._buffer.startswith(before):
+                return True
             following = self._following()
             if following is None:
                 return False
@@ -332,7 +341,9 @@ class Partition:
                 offset += len(chunk) - FRAME_HEAD_BYTES + 1  # a head may straddle two chunks
                 continue
             if following is not None:
-                self._damage.note(f"{self.name} at {self._at}: no frame", offset - start)
+                self._damage.note(
+                    f"{self.name} at {self._at}: no frame", offset + len(chunk) - start
+                )
                 self._leave(following)
                 return True
             following = self._following()
