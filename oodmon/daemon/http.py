@@ -16,15 +16,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
-from oodmon import __version__
 from oodmon.daemon.metrics import CONTENT_TYPE
 from oodmon.errors import ConfigError
 
-__all__ = ["Management", "Readiness"]
+__all__ = ["VERSION", "Management", "Readiness"]
 
 _log = logging.getLogger(__name__)
+
+try:
+    VERSION = version("oodmon")
+except PackageNotFoundError:  # run from a checkout that was never installed
+    VERSION = "unknown"
 
 _REQUEST_SECONDS: Final = 10
 """A client that does not finish its request within this is dropped."""
@@ -145,7 +150,7 @@ def _handler(
         """One request."""
 
         protocol_version = "HTTP/1.1"
-        server_version = f"oodmon/{__version__}"
+        server_version = f"oodmon/{VERSION}"
         sys_version = ""
         timeout = _REQUEST_SECONDS
 
@@ -160,7 +165,7 @@ def _handler(
             elif path == "/metrics":
                 self._answer(HTTPStatus.OK, CONTENT_TYPE, metrics())
             elif path == "/version":
-                self._json(HTTPStatus.OK, {"name": "oodmon", "version": __version__})
+                self._json(HTTPStatus.OK, {"name": "oodmon", "version": VERSION})
             elif path == "/-/reload":
                 self._json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"})
             else:

@@ -17,20 +17,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from oodmon import __version__
 from oodmon.contracts import Clock, Delivery, Reader
 from oodmon.daemon.asked import Asked
 from oodmon.daemon.backoff import Backoff
+from oodmon.daemon.commits import Commits
 from oodmon.daemon.couriers import Couriers
 from oodmon.daemon.health import Health
-from oodmon.daemon.http import Management, Readiness
+from oodmon.daemon.http import VERSION, Management, Readiness
 from oodmon.daemon.intake import Fold, Heard, Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
 from oodmon.daemon.signals import Signals
 from oodmon.errors import ContractError, OodmonError, StoreError
-from oodmon.records import Event, Fact
+from oodmon.records import Event
 from oodmon.store.events import Store
 from oodmon.wire import event_source
 
@@ -91,6 +91,17 @@ class Service:
             monotonic=monotonic,
         )
         self._asked = Asked()
+        self._commits = Commits(
+            store,
+            reader,
+            health=self._health,
+            metrics=self.metrics,
+            observer=self._observer,
+            couriers=self._couriers,
+            asked=self._asked,
+            clock=clock,
+            monotonic=monotonic,
+        )
         self._group_since = self._advanced = self._sampled = 0.0
         self._http = http and Management(
             *http,
@@ -148,7 +159,7 @@ class Service:
             self._close()
             raise
         put = self.metrics.put
-        put("oodmon_build_info", 1, version=__version__, python=platform.python_version())
+        put("oodmon_build_info", 1, version=VERSION, python=platform.python_version())
         put("oodmon_store_up", 1)
         self._configured()
         self._health.stage = "ok"
@@ -233,57 +244,7 @@ class Service:
         )
 
     def _commit(self) -> bool:
-        """One transaction for the group, tried until it succeeds or the daemon is to end."""
-        group = self._intake.group
-        began = self._monotonic()
-        state = self._parts.pipeline.freeze()
-        outbox = self._route(group.facts)
-        while True:
-            try:
-                self._store.append(
-                    group.facts,
-                    state=state,
-                    positions=group.positions,
-                    outbox=outbox,
-                    agents=list(group.agents.values()),
-                )
-                break
-            except Exception as error:
-                if not isinstance(error, StoreError):
-                    _log.exception("the store failed in a way that it should not")
-                self.metrics.put("oodmon_store_up", 0)
-                self.metrics.add("oodmon_store_failures_total")
-                if self._asked.wait(self._health.fail("store", error)):
-                    # Nothing is lost: the positions stand where the last transaction left them.
-                    _log.warning("ended with %d batches not committed", group.batches)
-                    return False
-        self._health.mend("store")
-        self.metrics.put("oodmon_store_up", 1)
-        self._intake.committed(state)
-        took = self._monotonic() - began
-        self.metrics.observe("oodmon_processing_duration_seconds", took, stage="commit")
-        try:
-            self._reader.settle(group.positions)
-        except Exception as error:
-            # What the next group settles covers this.
-            _log.warning("the feed could not be settled: %s", error)
-        self._couriers.wake({receiver for receiver, _ in outbox})
-        self._observer.facts(group.facts)
-        now = self._clock()
-        for observed_at in group.accepted:
-            delay = max(now - observed_at, 0) / _SECOND
-            self.metrics.observe("oodmon_end_to_end_delay_seconds", delay)
-        return True
-
-    def _route(self, facts: Sequence[Fact]) -> list[tuple[str, Event]]:
-        outbox: list[tuple[str, Event]] = []
-        for fact in facts:
-            try:
-                outbox += self._parts.routes(fact)
-            except Exception:
-                # It is stored all the same; a plugin's evidence may be no JSON.
-                _log.exception("a %s cannot be told", type(fact).__name__)
-        return outbox
+        return self._commits.commit(self._intake, self._parts.routes)
 
     # --- between groups ---------------------------------------------------------------------------
 
