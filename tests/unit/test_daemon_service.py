@@ -28,7 +28,7 @@ from oodmon.rules import Rule
 from oodmon.store.events import Store
 from oodmon.triggers.guard import Guard
 from oodmon.windows import Windowing
-from tests.streams import EPOCH, calibration, stream
+from tests.streams import EPOCH, SECOND, calibration, stream
 
 FAST = Pace(
     poll_seconds=0.02,
@@ -160,6 +160,12 @@ def taken(service: Service) -> float:
     return service.metrics.value("oodmon_batches_total", result="accepted")
 
 
+def closed_until(service: Service) -> float:
+    """End of the newest window, seconds after `EPOCH`."""
+    name = "oodmon_window_last_closed_timestamp_seconds"
+    return service.metrics.value(name, **MODEL) - EPOCH / SECOND
+
+
 def reopened(tmp_path: Path) -> Store:
     store = Store(f"sqlite:///{tmp_path}/oodmon.db")
     store.open()
@@ -217,8 +223,7 @@ def test_stopping_anywhere_and_going_on_writes_the_rows_of_one_run(tmp_path: Pat
     put(tmp_path / "whole" / "spool", batches)
     whole = make(tmp_path / "whole")
     with running(whole):
-        eventually(lambda: taken(whole) == 300)
-        time.sleep(0.2)  # time closes the last windows
+        eventually(lambda: closed_until(whole) >= 300)
     place = tmp_path / "parts"
     pace = Pace(**{**vars(FAST), "group_batches": 7})
     sent = 0
@@ -231,7 +236,7 @@ def test_stopping_anywhere_and_going_on_writes_the_rows_of_one_run(tmp_path: Pat
         sent = cut
     last = make(place, pace=pace)
     with running(last):
-        time.sleep(0.5)
+        eventually(lambda: closed_until(last) >= 300)
     found, expected = rows(place), rows(tmp_path / "whole")
     assert sum(row["samples"] for row in expected["windows"]) == 300 * 16
     assert expected["alerts"]
