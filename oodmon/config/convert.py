@@ -95,10 +95,8 @@ class Converter:
         entries = self.entries(node, path)
         if entries is None:
             return MISSING
-        values = self.options(node, entries, options_of(cls), path)
-        if values is MISSING:
-            return MISSING
-        return self.construct(cls, values, node, entries, path)
+        values, complete = self.options(node, entries, options_of(cls), path)
+        return self.construct(cls, values, node, entries, path, complete=complete)
 
     def entries(self, node: yaml.Node, path: str) -> dict[str, tuple[yaml.Node, yaml.Node]] | None:
         """Key → (key node, value node) of a map; nothing after a problem was noted."""
@@ -119,8 +117,8 @@ class Converter:
         path: str,
         *,
         ignore: Iterable[str] = (),
-    ) -> Any:
-        """Option → value of everything in `entries`; `MISSING` after any problem."""
+    ) -> tuple[dict[str, Any], bool]:
+        """Option → value of what can be used in `entries`, and whether that is all of it."""
         before = len(self.problems)
         values: dict[str, Any] = {}
         skipped = set(ignore)
@@ -128,7 +126,9 @@ class Converter:
             if name in known:
                 option, annotation = known[name]
                 as_path = bool(option.metadata.get("path")) or names_path(name)
-                values[name] = self.value(value, annotation, f"{path}.{name}", is_path=as_path)
+                read = self.value(value, annotation, f"{path}.{name}", is_path=as_path)
+                if read is not MISSING:
+                    values[name] = read
             elif name not in skipped:
                 hint = near(name, [*known, *skipped]) or listed([*known, *skipped])
                 self.problems.add(key, f"{path}.{name}", f"unknown option{hint}")
@@ -140,7 +140,7 @@ class Converter:
             ):
                 what = f"is required and missing; expected {describe(annotation)}"
                 self.problems.add(node, f"{path}.{name}", what)
-        return MISSING if len(self.problems) > before else values
+        return values, len(self.problems) == before
 
     def construct(
         self,
@@ -149,17 +149,30 @@ class Converter:
         node: yaml.Node,
         entries: Mapping[str, tuple[yaml.Node, yaml.Node]],
         path: str,
+        *,
+        complete: bool,
     ) -> Any:
-        """The component itself: what its own check of the options says becomes a problem."""
+        """The component itself: what its own check of the options says becomes a problem.
+
+        Where some options could not be used (`complete` is false), the others are still tried, so
+        that one run tells everything; only what is clearly about one of them is then told.
+        """
         try:
-            return cls(**values)
+            made = cls(**values)
         except Exception as error:
             text = str(error) or type(error).__name__
             named = next((name for name in _leading_words(text) if name in entries), "")
+            unusable = [name for name in entries if name not in values]
+            if not complete and (
+                named not in values
+                or any(re.search(rf"\b{re.escape(n)}\b", text) for n in unusable)
+            ):
+                return MISSING
             where = entries[named][1] if named else node
             tail = re.sub(rf"^[\w.]*\b{named}\b\s*[:=]?\s*", "", text) if named else text
             self.problems.add(where, f"{path}.{named}" if named else path, tail or text)
             return MISSING
+        return made if complete else MISSING
 
     def text(self, node: yaml.Node, path: str) -> str | None:
         """A scalar with its variables replaced; nothing after a problem was noted."""

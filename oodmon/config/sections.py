@@ -194,11 +194,14 @@ class Sections:
         if entries is None:
             return None
         given = {name: pair for name, pair in entries.items() if name in own}
-        values = self.convert.options(node, given, own, path)
-        if component is None or values is MISSING:
-            return None
+        values, complete = self.convert.options(node, given, own, path)
         made = self.convert.construct(
-            section, {"component": component, **values}, node, given, path
+            section,
+            {"component": component, **values},
+            node,
+            given,
+            path,
+            complete=complete and component is not None,
         )
         return None if made is MISSING else made
 
@@ -233,10 +236,8 @@ class Sections:
             self._problem(type_node, f"{path}.type", what)
             return None
         own = {n: pair for n, pair in entries.items() if n in known or n not in beside}
-        values = self.convert.options(node, own, known, path, ignore=beside)
-        if values is MISSING:
-            return None
-        made = self.convert.construct(cls, values, node, own, path)
+        values, complete = self.convert.options(node, own, known, path, ignore=beside)
+        made = self.convert.construct(cls, values, node, own, path, complete=complete)
         if made is MISSING:
             return None
         return Component(path.rpartition(".")[2], kind, type_name, made)
