@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
@@ -22,11 +22,11 @@ from oodmon.secret import Secret
 
 __all__ = ["Grafana", "Pushed", "dashboards", "push"]
 
-_Api = Any  # grafana_client.GrafanaApi, whose methods have no types
 _MILLISECOND_NS: Final = 1_000_000
 _RETRIED: Final = frozenset(
     {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
 )
+_MISSING: Final = frozenset({HTTPStatus.NOT_FOUND})
 _TAKEN: Final = frozenset({HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED})
 """What Grafana's versions answer where a folder of that name or uid is there already."""
 _LONGEST_TAG: Final = 100
@@ -62,81 +62,85 @@ class Grafana(Sink):
     tags: tuple[str, ...] = ()
     timeout_seconds: float = 10.0
     ca_file: str = ""
-    # Empty or one client: what is open lives outside the options.
-    _clients: list[_Api] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options for the conformity checks."""
+        return [{"url": "http://{address}", "token": Secret("t"), "timeout_seconds": 0.5}]
 
     def open(self) -> None:
         """Ask Grafana for its annotations, which shows that it is there and knows the token."""
-        if self._clients:
-            return
-        api = _client(self.url, self.token, self.timeout_seconds, self.ca_file)
-        self._clients.append(api)
-        try:
-            self._find(api, "oodmon")
-        except BaseException:
-            self.close()
-            raise
+
+        async def look(server: _Server) -> None:
+            await self._find(server, "oodmon")
+
+        self._run(look)
 
     def send(self, events: Sequence[Event]) -> None:
         """Write the annotations in order; what is there already is left as it is."""
-        if not events:
-            return
-        self.open()
-        api = self._clients[0]
-        for event in events:
-            if event.type.startswith("oodmon.alert.resolved."):
-                self._resolve(api, event)
-            elif self._find(api, _tag("event", event.id)) is None:
-                self._add(api, event, _millis(event.time), None, self._tags(event))
+
+        async def write(server: _Server) -> None:
+            for event in events:
+                if event.type.startswith("oodmon.alert.resolved."):
+                    await self._resolve(server, event)
+                elif await self._find(server, _tag("event", event.id)) is None:
+                    await self._add(server, event, _millis(event.time), None, self._tags(event))
+
+        if events:
+            self._run(write)
 
     def close(self) -> None:
-        """Close the client's connections."""
-        while self._clients:
-            self._clients.pop().client.s.close()
+        """Nothing: no connection outlives a call."""
 
-    def _resolve(self, api: _Api, event: Event) -> None:
+    def _run(self, work: Callable[[_Server], Awaitable[None]]) -> None:
+        asyncio.run(_with_server(self.url, self.token, self.timeout_seconds, self.ca_file, work))
+
+    async def _resolve(self, server: _Server, event: Event) -> None:
         began = _tag("event", f"{event.id.removesuffix('-resolved')}-firing")
         end = _millis(event.time)
-        found = self._find(api, began)
+        found = await self._find(server, began)
         if found is None:  # never sent, or deleted by hand: the whole episode at once
-            start = _began(event)
-            self._add(api, event, start, end, [*self._tags(event), began])
+            await self._add(server, event, _began(event), end, [*self._tags(event), began])
             return
         tags = [str(tag) for tag in found.get("tags") or ()]
         if _tag("event", event.id) in tags:
             return
         tags += [tag for tag in self._tags(event) if tag not in tags]
-        with _guarded():
-            api.annotations.partial_update_annotation(
-                found["id"],
-                time_from=found["time"],
+        await server.ask(
+            server.api.annotations.partial_update_annotation(
+                found.get("id"),
+                time_from=found.get("time"),
                 time_to=end,
                 tags=tags,
                 text=_text(event),
             )
+        )
 
-    def _find(self, api: _Api, tag: str) -> Mapping[str, Any] | None:
-        with _guarded():
-            found = api.annotations.find_annotations(
+    async def _find(self, server: _Server, tag: str) -> Mapping[str, Any] | None:
+        found = await server.ask(
+            # The client puts these into the URL as they are.
+            server.api.annotations.find_annotations(
                 dashboard_uid=quote(self.dashboard_uid, safe="") or None,
-                tags=[quote("oodmon"), quote(tag, safe="")],
+                tags=["oodmon", quote(tag, safe="")],
                 limit=1,
             )
+        )
         if not isinstance(found, list):
             raise RetryLater(f"grafana: {self.url} answers, but not as Grafana does")
         return found[0] if found else None
 
-    def _add(
-        self, api: _Api, event: Event, start: int, end: int | None, tags: Sequence[str]
+    async def _add(
+        self, server: _Server, event: Event, start: int, end: int | None, tags: Sequence[str]
     ) -> None:
-        with _guarded():
-            api.annotations.add_annotation(
+        await server.ask(
+            server.api.annotations.add_annotation(
                 dashboard_uid=self.dashboard_uid or None,
                 time_from=start,
                 time_to=end,
                 tags=list(tags),
                 text=_text(event),
             )
+        )
 
     def _tags(self, event: Event) -> list[str]:
         data = event.data
@@ -191,50 +195,43 @@ def push(
     Raises:
         RetryLater, Rejected: as the sink does.
     """
-    api = _client(url, token, timeout_seconds, ca_file)
-    try:
-        folder_uid = _folder(api, folder)
-        return [
-            _push_one(api, url, folder_uid, board)
-            for board in (dashboards() if boards is None else boards)
-        ]
-    finally:
-        api.client.s.close()
+    pushed: list[Pushed] = []
+
+    async def write(server: _Server) -> None:
+        folder_uid = await _folder(server, folder)
+        given = dashboards() if boards is None else boards
+        pushed.extend([await _push_one(server, url, folder_uid, board) for board in given])
+
+    asyncio.run(_with_server(url, token, timeout_seconds, ca_file, write))
+    return pushed
 
 
-def _folder(api: _Api, title: str) -> str:
+async def _folder(server: _Server, title: str) -> str:
     """The uid of the folder, which is made if it is not there."""
     uid = re.sub(r"[^A-Za-z0-9_-]+", "-", title).strip("-")[:40] or "oodmon"
     for _ in range(2):  # somebody else may create it between our look and our request
-        with _guarded(but=frozenset({HTTPStatus.NOT_FOUND})) as missing:
-            return str(api.folder.get_folder(uid)["uid"])
-        for known in _listed(api):
-            if known.get("title") == title:
-                return str(known["uid"])
-        if missing:
-            with _guarded(but=_TAKEN):
-                return str(api.folder.create_folder(title, uid=uid)["uid"])
+        held = await server.ask(server.api.folder.get_folder(uid), but=_MISSING)
+        if held is None:
+            known = await server.ask(server.api.folder.get_all_folders())
+            held = next((one for one in known if one.get("title") == title), None)
+        if held is None:
+            held = await server.ask(server.api.folder.create_folder(title, uid=uid), but=_TAKEN)
+        if held is not None:
+            return str(held["uid"])
     raise Rejected(f"grafana: the folder {title!r} can neither be read nor created")
 
 
-def _listed(api: _Api) -> Sequence[Mapping[str, Any]]:
-    with _guarded():
-        return list(api.folder.get_all_folders())
-
-
-def _push_one(api: _Api, url: str, folder_uid: str, board: Mapping[str, Any]) -> Pushed:
+async def _push_one(server: _Server, url: str, folder_uid: str, board: Mapping[str, Any]) -> Pushed:
     uid = str(board["uid"])
-    there: Mapping[str, Any] = {}
-    with _guarded(but=frozenset({HTTPStatus.NOT_FOUND})):
-        there = api.dashboard.get_dashboard(uid)
+    there = await server.ask(server.api.dashboard.get_dashboard(uid), but=_MISSING)
     address = urlsplit(url)._replace(path=f"{urlsplit(url).path.rstrip('/')}/d/{uid}").geturl()
     ours = {key: value for key, value in board.items() if key not in ("id", "version")}
-    if there:
+    if there is not None:
         theirs = {k: v for k, v in there["dashboard"].items() if k not in ("id", "version")}
         if theirs == ours and there.get("meta", {}).get("folderUid") == folder_uid:
             return Pushed(uid, address, "unchanged")
-    with _guarded():
-        api.dashboard.update_dashboard(
+    await server.ask(
+        server.api.dashboard.update_dashboard(
             {
                 "dashboard": {**ours, "id": None},
                 "folderUid": folder_uid,
@@ -243,19 +240,61 @@ def _push_one(api: _Api, url: str, folder_uid: str, board: Mapping[str, Any]) ->
                 "message": "oodmon grafana push",
             }
         )
-    return Pushed(uid, address, "updated" if there else "created")
+    )
+    return Pushed(uid, address, "created" if there is None else "updated")
 
 
-def _client(url: str, token: Secret, timeout_seconds: float, ca_file: str) -> _Api:
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """Grafana's API, for the length of one call of ours.
+
+    The client is asynchronous because a timeout must end a request as a whole: a socket's timeout
+    is for one read, and a server that sends a byte now and then never meets it.
+    """
+
+    api: Any  # grafana_client.api.AsyncGrafanaApi, whose methods have no types
+    timeout_seconds: float
+
+    async def ask(self, request: Awaitable[Any], but: frozenset[int] = frozenset()) -> Any:
+        """The answer; none for a status in `but`, which the caller deals with."""
+        from grafana_client.client import GrafanaClientError, GrafanaException
+
+        try:
+            async with asyncio.timeout(self.timeout_seconds):
+                return await request
+        except TimeoutError as error:
+            raise RetryLater(f"grafana: no answer within {self.timeout_seconds:g} s") from error
+        except GrafanaClientError as error:
+            status = int(error.status_code)
+            if status in but:
+                return None
+            if status in _RETRIED:
+                raise RetryLater(f"grafana: HTTP {status}") from error
+            raise Rejected(f"grafana: HTTP {status}{_HINTS.get(status, '')}") from error
+        except GrafanaException as error:
+            raise RetryLater(f"grafana: {error.message or 'no answer'}") from error
+        except OSError as error:
+            raise RetryLater(f"grafana: {type(error).__name__}: {error}") from error
+        except ValueError as error:  # a proxy's login page, for one
+            raise RetryLater(f"grafana: an answer that is no JSON: {error}") from error
+
+
+async def _with_server(
+    url: str,
+    token: Secret,
+    timeout_seconds: float,
+    ca_file: str,
+    work: Callable[[_Server], Awaitable[None]],
+) -> None:
     target = urlsplit(url)
     if target.scheme not in ("http", "https") or not target.hostname:
         raise Rejected("grafana: url must be http://host… or https://host…")
     try:
-        from grafana_client.api import GrafanaApi
+        from grafana_client.api import AsyncGrafanaApi
     except ImportError as error:
         raise Rejected("grafana: the client is missing; pip install 'oodmon[grafana]'") from error
     path = target.path.strip("/")
-    return GrafanaApi(
+    api: Any = AsyncGrafanaApi(
         auth=token.reveal() or None,
         protocol=target.scheme,
         host=f"[{target.hostname}]" if ":" in target.hostname else target.hostname,
@@ -264,43 +303,12 @@ def _client(url: str, token: Secret, timeout_seconds: float, ca_file: str) -> _A
         verify=ca_file or True,
         timeout=timeout_seconds,
     )
-
-
-@contextmanager
-def _guarded(but: frozenset[int] = frozenset()) -> Iterator[list[int]]:
-    """Turn what the client raises into a sink's two failures.
-
-    Args:
-        but: client errors that the caller deals with: they end the block without a raise, and
-            the list that the block is given then holds the status.
-    """
-    from grafana_client.client import (
-        GrafanaClientError,
-        GrafanaException,
-        GrafanaTimeoutError,
-    )
-
-    swallowed: list[int] = []
     try:
-        yield swallowed
-    except GrafanaTimeoutError as error:
-        raise RetryLater("grafana: no answer in time") from error
-    except GrafanaClientError as error:
-        status = int(error.status_code)
-        if status in but:
-            swallowed.append(status)
-        elif status in _RETRIED:
-            raise RetryLater(f"grafana: HTTP {status}") from error
-        else:
-            hint = _HINTS.get(status, "")
-            raise Rejected(f"grafana: HTTP {status}{hint}") from error
-    except GrafanaException as error:
-        raise RetryLater(f"grafana: HTTP {error.status_code}") from error
-    except OSError as error:
-        raise RetryLater(f"grafana: {type(error).__name__}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        # A proxy's login page, or JSON of another shape: something else answers at this address.
+        await work(_Server(api, timeout_seconds))
+    except (KeyError, TypeError, AttributeError) as error:  # JSON, but of another shape
         raise RetryLater(f"grafana: an answer that is not Grafana's: {error!r}") from error
+    finally:
+        await api.client.s.close()
 
 
 _HINTS: Final[Mapping[int, str]] = {

@@ -46,6 +46,59 @@ class _Message:
         return len(self.key) + len(self.value) + framed + _RECORD_OVERHEAD_BYTES
 
 
+class _Network:
+    """The producer's network client, kept so that its sockets are closed in every case.
+
+    A producer that cannot be built leaves its client open, and the sender's thread closes it only
+    where it ends well.
+    """
+
+    def __init__(self) -> None:
+        self._clients: list[Any] = []
+
+    def build(self, **settings: Any) -> Any:
+        """What the producer calls to make its client."""
+        from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+
+        self._clients.append(KafkaNetClient(**settings))
+        return self._clients[-1]
+
+    def close(self) -> None:
+        """Close the client; again is nothing."""
+        while self._clients:
+            try:
+                self._clients.pop().close()
+            except Exception:
+                _log.exception("kafka: the network client did not close")
+
+
+@dataclass(frozen=True, slots=True)
+class _Connection:
+    producer: KafkaProducer
+    network: _Network
+
+    def end(self) -> None:
+        """Close the producer within about a second, whatever state it is in.
+
+        `KafkaProducer.close` first waits for a flush and gives up, its thread still running,
+        where the flush fails. Forcing the sender to abort what it holds makes the second close
+        succeed.
+        """
+        from kafka.errors import KafkaError  # type: ignore[import-untyped]
+
+        try:
+            self.producer.close(timeout=_CLOSE_SECONDS)
+        except KafkaError:
+            self.producer._sender.force_close()
+            self.producer._sender.join(_CLOSE_SECONDS)
+            with suppress(KafkaError):
+                self.producer.close(timeout=_CLOSE_SECONDS)
+        except Exception:
+            _log.exception("kafka: the producer did not close")
+        self.producer._sender.join(_CLOSE_SECONDS)
+        self.network.close()
+
+
 @sinks.register("kafka")
 @dataclass(frozen=True)
 class Kafka(Sink):
@@ -88,16 +141,23 @@ class Kafka(Sink):
     ssl_certfile: str = ""
     ssl_keyfile: str = ""
     ssl_password: Secret = field(default_factory=Secret)
-    # Empty or one producer: what is open lives outside the options.
-    _producers: list[KafkaProducer] = field(
+    # Empty or one connection: what is open lives outside the options.
+    _connections: list[_Connection] = field(
         default_factory=list, init=False, repr=False, compare=False
     )
 
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options for the conformity checks."""
+        plain = {"bootstrap_servers": ("{address}",), "timeout_seconds": 0.3}
+        login = {"username": "u", "password": Secret("p"), "security_protocol": "SASL_PLAINTEXT"}
+        return [plain, {**plain, **login, "mode": "binary"}]
+
     def open(self) -> None:
         """Build the producer, which connects; quick to fail while no broker listens."""
-        if not self._producers:
+        if not self._connections:
             self._check()
-            self._producers.append(self._build())
+            self._connections.append(self._connect())
 
     def send(self, events: Sequence[Event]) -> None:
         """Send all and wait until all are acknowledged."""
@@ -106,7 +166,7 @@ class Kafka(Sink):
         messages = [self._message(event) for event in events]
         self.open()
         try:
-            self._deliver(self._producers[0], messages)
+            self._deliver(self._connections[0].producer, messages)
         except BaseException as error:
             self.close()
             if not isinstance(error, Exception):
@@ -115,8 +175,8 @@ class Kafka(Sink):
 
     def close(self) -> None:
         """End the producer and its thread; `send` has left nothing behind to flush."""
-        while self._producers:
-            _end(self._producers.pop())
+        while self._connections:
+            self._connections.pop().end()
 
     def _message(self, event: Event) -> _Message:
         try:
@@ -151,7 +211,7 @@ class Kafka(Sink):
         if not self.bootstrap_servers:
             raise Rejected("kafka: bootstrap_servers is empty")
 
-    def _build(self) -> KafkaProducer:
+    def _connect(self) -> _Connection:
         try:
             from kafka import KafkaProducer
         except ImportError as error:
@@ -159,11 +219,14 @@ class Kafka(Sink):
         deadline = time.monotonic() + self.timeout_seconds
         # The client retries silently until its timeout; a knock on the door fails at once.
         _knock(self.bootstrap_servers, self.timeout_seconds)
+        network = _Network()
         try:
             left = max(0.1, deadline - time.monotonic())
-            return KafkaProducer(**self._settings(left))
+            producer = KafkaProducer(**self._settings(left), kafka_client=network.build)
         except Exception as error:
+            network.close()
             _fail(error, building=True)
+        return _Connection(producer, network)
 
     def _settings(self, connect_seconds: float) -> dict[str, Any]:
         millis = max(100, int(self.timeout_seconds * 1000))
@@ -236,26 +299,6 @@ def _address(server: str) -> tuple[str, int]:
     if not port.isdigit():
         raise Rejected(f"kafka: bootstrap_servers: {server!r} is not host:port")
     return host.strip("[]"), int(port)
-
-
-def _end(producer: KafkaProducer) -> None:
-    """Close the producer within about a second, whatever state it is in.
-
-    `KafkaProducer.close` first waits for a flush and gives up, its thread still running, where
-    the flush fails. Forcing the sender to abort what it holds makes the second close succeed.
-    """
-    from kafka.errors import KafkaError  # type: ignore[import-untyped]
-
-    try:
-        producer.close(timeout=_CLOSE_SECONDS)
-    except KafkaError:
-        producer._sender.force_close()
-        producer._sender.join(_CLOSE_SECONDS)
-        with suppress(KafkaError):
-            producer.close(timeout=_CLOSE_SECONDS)
-    except Exception:
-        _log.exception("kafka: the producer did not close")
-    producer._sender.join(_CLOSE_SECONDS)
 
 
 def _fail(error: Exception, *, building: bool = False) -> NoReturn:

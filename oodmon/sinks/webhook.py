@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from oodmon.contracts import Clock, Sink
@@ -80,6 +80,15 @@ class Webhook(Sink):
     # The age of a signature is judged by the receiver's wall clock; nothing else here reads one.
     _clock: Clock = field(default=time.time_ns, init=False, repr=False, compare=False)
     _tls: list[ssl.SSLContext] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options for the conformity checks."""
+        signed = {"url": "http://{address}/hook", "secret": Secret("s"), "token": Secret("t")}
+        return [
+            {**signed, "timeout_seconds": 0.5},
+            {**signed, "timeout_seconds": 0.5, "batch": True},
+        ]
 
     def open(self) -> None:
         """Check the URL and load the certificates; the server is first met in `send`."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from oodmon.contracts import Sink, Trigger, TriggerRequest
 from oodmon.registry import triggers
@@ -44,6 +46,13 @@ class Kafka(Trigger):
     ssl_keyfile: str = ""
     ssl_password: Secret = field(default_factory=Secret)
     _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options for the conformity checks."""
+        plain = {"bootstrap_servers": ("{address}",), "timeout_seconds": 0.3}
+        login = {"username": "u", "password": Secret("p"), "security_protocol": "SASL_PLAINTEXT"}
+        return [plain, {**plain, **login, "mode": "binary"}]
 
     def open(self) -> None:
         """Connect; `RetryLater` while no broker answers."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from oodmon.contracts import Sink, Trigger, TriggerRequest
 from oodmon.registry import triggers
@@ -33,6 +35,12 @@ class Webhook(Trigger):
     timeout_seconds: float = 10.0
     ca_file: str = ""
     _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @classmethod
+    def examples(cls) -> Sequence[Mapping[str, Any]]:
+        """Options for the conformity checks."""
+        signed = {"url": "http://{address}/hook", "secret": Secret("s"), "token": Secret("t")}
+        return [{**signed, "timeout_seconds": 0.5}]
 
     def open(self) -> None:
         """Check the options; the server is first met in `fire`."""
