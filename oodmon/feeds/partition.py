@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from oodmon.errors import FeedError, NewerSchema, WireError
 from oodmon.feeds.segments import (
     FRAME_HEAD_BYTES,
     SEGMENT_HEADER_BYTES,
+    Damage,
+    Position,
     find_head,
     frame_head,
     read_header,
@@ -24,51 +25,10 @@ from oodmon.feeds.segments import (
 from oodmon.records import ScoreBatch
 from oodmon.wire import decode_batch
 
-__all__ = ["Damage", "Partition", "Position"]
+__all__ = ["Partition"]
 
 _CHUNK_BYTES: Final = 1 << 18
 _LIVENESS_SECONDS: Final = 0.25  # how often a silent writer is asked whether it still lives
-
-
-class Position(NamedTuple):
-    """A place in a partition: everything before it has been read."""
-
-    segment: int
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.segment}:{self.offset}"
-
-    @staticmethod
-    def parse(text: str) -> Position:
-        """The position that this text names, or `FeedError`."""
-        found = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,18})", text)
-        if found is None:
-            raise FeedError(f"spool position {text[:64]!r}: expected segment:offset")
-        return Position(int(found[1]), int(found[2]))
-
-
-class Damage:
-    """What a reader had to skip.
-
-    Attributes:
-        frames, bytes: damaged places within segments, and what was skipped there.
-        torn: unfinished frames at the end of what a writer left when it died. Nothing that `put`
-            accepted is in them, unless the machine itself lost power.
-        last: the latest one, in words.
-    """
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self.bytes = 0
-        self.torn = 0
-        self.last = ""
-
-    def note(self, where: str, skipped: int) -> None:
-        """Count one damaged place."""
-        self.frames += 1
-        self.bytes += skipped
-        self.last = f"{where}: {skipped} bytes skipped"
 
 
 class Partition:

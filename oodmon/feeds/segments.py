@@ -27,7 +27,7 @@ import stat
 import struct
 import zlib
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from oodmon.errors import FeedError
 
@@ -35,6 +35,8 @@ __all__ = [
     "FRAME_HEAD_BYTES",
     "SEGMENT_HEADER",
     "SEGMENT_HEADER_BYTES",
+    "Damage",
+    "Position",
     "claim_reader",
     "find_head",
     "folder_bytes",
@@ -66,6 +68,50 @@ SEGMENT_HEADER_BYTES: Final = _HEADER.size
 SEGMENT_HEADER: Final = _HEADER.pack(
     _MAGIC, _VERSION, zlib.crc32(_MAGIC + _VERSION.to_bytes(4, "little"))
 )
+
+
+# Places ----------------------------------------------------------------------------------------
+
+
+class Position(NamedTuple):
+    """A place in a partition: everything before it has been read."""
+
+    segment: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.segment}:{self.offset}"
+
+    @staticmethod
+    def parse(text: str) -> Position:
+        """The position that this text names, or `FeedError`."""
+        found = re.fullmatch(r"([0-9]{1,10}):([0-9]{1,18})", text)
+        if found is None:
+            raise FeedError(f"spool position {text[:64]!r}: expected segment:offset")
+        return Position(int(found[1]), int(found[2]))
+
+
+class Damage:
+    """What a reader had to skip.
+
+    Attributes:
+        frames, bytes: damaged places within segments, and what was skipped there.
+        torn: unfinished frames at the end of what a writer left when it died. Nothing that `put`
+            accepted is in them, unless the machine itself lost power.
+        last: the latest one, in words.
+    """
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.bytes = 0
+        self.torn = 0
+        self.last = ""
+
+    def note(self, where: str, skipped: int) -> None:
+        """Count one damaged place."""
+        self.frames += 1
+        self.bytes += skipped
+        self.last = f"{where}: {skipped} bytes skipped"
 
 
 # Frames ------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Final
 from oodmon.contracts import Delivery, Feed, Reader, Stability
 from oodmon.errors import ContractError, FeedError
 from oodmon.feeds.append import SpoolWriter
-from oodmon.feeds.partition import Damage, Partition, Position
-from oodmon.feeds.segments import claim_reader, secure_folder, writer_folders
+from oodmon.feeds.partition import Partition
+from oodmon.feeds.segments import Damage, Position, claim_reader, secure_folder, writer_folders
 from oodmon.registry import feeds
 
 __all__ = ["Spool", "SpoolReader", "SpoolWriter"]
