@@ -18,6 +18,7 @@ from oodmon.agent.outlet import Outlet, Tally
 from oodmon.agent.passes import Pass, Passes, joined
 from oodmon.agent.sampling import Sampler
 from oodmon.contracts import Reads, Writer
+from oodmon.errors import ContractError
 from oodmon.records import Activations
 
 __all__ = ["Limits", "ScorerLike", "Scoring"]
@@ -28,6 +29,7 @@ _SPAN_NS: Final = 500_000_000
 """Passes joined into one batch started within half a second: the batch carries one time."""
 
 _IDLE_SECONDS: Final = 1.0
+_MOST_NICE: Final = 19
 
 
 class ScorerLike(Protocol):
@@ -68,6 +70,15 @@ class Limits:
     failures: int = 5
     retry_seconds: float = 60.0
     nice: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("queue_passes", "queue_bytes", "batch_rows", "failures"):
+            if getattr(self, name) < 1:
+                raise ContractError(f"limits.{name}: {getattr(self, name)} is not positive")
+        if self.linger_seconds < 0 or self.retry_seconds < 0 or not 0 <= self.nice <= _MOST_NICE:
+            raise ContractError(
+                "limits: linger_seconds and retry_seconds must not be negative, nice is 0 to 19"
+            )
 
 
 class Scoring:

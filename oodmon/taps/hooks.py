@@ -118,11 +118,8 @@ def _resolve(model: nn.Module, name: str, given: dict[str, str], layout: Layout 
         return locate(model, given[name])
     if layout is not None and name in layout.names:
         return locate(model, layout.names[name])
-    try:
-        return locate(model, name)
-    except ContractError as error:
-        known = [*given, *(layout.names if layout is not None else ())]
-        raise ContractError(f"{error}; named layers: {', '.join(known) or 'none'}") from None
+    known = [*given, *(layout.names if layout is not None else ())]
+    return locate(model, name, known)
 
 
 def _words(place: Place) -> str:

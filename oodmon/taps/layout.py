@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -76,8 +76,8 @@ class Layout:
     lines: tuple[str, ...]
 
 
-def locate(model: nn.Module, spec: str) -> Place:
-    """The module that a layer spec names; `ContractError` suggests near names."""
+def locate(model: nn.Module, spec: str, known: Collection[str] = ()) -> Place:
+    """The module that a layer spec names; `ContractError` suggests near names, also of `known`."""
     modules = dict(model.named_modules())
     if spec in modules and spec:
         return Place(spec, "output")
@@ -87,12 +87,14 @@ def locate(model: nn.Module, spec: str) -> Place:
             return Place(path, "input")
         if side == "output":
             return Place(path, "output")
-    near = difflib.get_close_matches(spec, [name for name in modules if name], n=3, cutoff=0.5)
+    names = [*known, *(name for name in modules if name)]
+    near = difflib.get_close_matches(spec, names, n=3, cutoff=0.5)
     hint = f"; near names: {', '.join(near)}" if near else ""
+    named = f"; named layers: {', '.join(known)}" if known else ""
     children = ", ".join(name for name, _ in model.named_children()) or "none"
     raise ContractError(
         f"layer {spec!r}: expected the path of a module of {type(model).__name__}, or one followed "
-        f"by `.input`; found no such module{hint}; its children: {children}"
+        f"by `.input`; found no such module{hint}{named}; its children: {children}"
     )
 
 

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class Replay(Tap):
                     arrays = {name: torch.from_numpy(file[name]) for name in file.files}
             else:
                 arrays = load_file(path)
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, EOFError, ValueError, BadZipFile, SafetensorError) as error:
             raise ContractError(f"taps.replay.path: {path}: {error}") from error
         layers = {
             name.removeprefix(_LAYER_PREFIX): tensor
