@@ -104,7 +104,7 @@ class Sections:
             lambda n, p: self._map(n, p, lambda m, q: self._component(m, q, "detectors")),
             required=True,
         )
-        if "detectors" in entries and found_detectors == {}:
+        if found_detectors == {} and not getattr(entries["detectors"][1], "value", ()):
             self._problem(entries["detectors"][1], f"{path}.detectors", "names no detector")
         states = self._part(
             node,
@@ -190,9 +190,9 @@ class Sections:
         """A component whose map also holds options of the section that it stands in."""
         own = {name: o for name, o in options_of(section).items() if name != "component"}
         component = self._component(node, path, kind, beside=tuple(own))
-        entries = self.convert.entries(node, path)
-        if entries is None:
+        if not isinstance(node, yaml.MappingNode):
             return None
+        entries = self.convert.entries(node, path) or {}
         given = {name: pair for name, pair in entries.items() if name in own}
         values, complete = self.convert.options(node, given, own, path)
         made = self.convert.construct(
