@@ -233,6 +233,15 @@ class Reader(ABC):
     def backlog_bytes(self) -> int:
         """Accepted and not yet settled."""
 
+    @property
+    def damaged_frames(self) -> int:
+        """Places that were found damaged and passed over, since the reader was opened."""
+        return 0
+
+    def problems(self) -> Sequence[str]:
+        """Parts of the feed that cannot be read at present, and why: one sentence each."""
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Safe twice."""

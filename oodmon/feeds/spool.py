@@ -181,13 +181,18 @@ class SpoolReader(Reader):
             raise FeedError(f"spool folder {self._root}: {error.strerror or error}") from None
 
     def _partition(self, name: str) -> Partition:
-        return Partition(
-            self._root / name,
-            self._starts.get(name),
-            self._options.max_frame_bytes,
-            self.damage,
-            time.monotonic,
-        )
+        try:
+            return Partition(
+                self._root / name,
+                self._starts.get(name),
+                self._options.max_frame_bytes,
+                self.damage,
+                time.monotonic,
+            )
+        except OSError as error:
+            raise FeedError(
+                f"spool folder {self._root / name}: {error.strerror or error}"
+            ) from None
 
     def _take(self, limit: int) -> list[Delivery]:
         self._discover()
@@ -210,5 +215,10 @@ class SpoolReader(Reader):
             self._sweep(partition)
 
     def _sweep(self, partition: Partition) -> None:
-        if partition.sweep():
+        try:
+            gone = partition.sweep()
+        except OSError as error:  # what was taken for this poll must still be delivered
+            partition.problem = f"{partition.name}: settled segments stay: {error}"
+            return
+        if gone:
             self._partitions.pop(partition.name, None)

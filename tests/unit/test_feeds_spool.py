@@ -390,6 +390,27 @@ def test_a_fixed_spool_replays_in_one_order_whatever_the_kills(path: str) -> Non
     assert pieces == whole
 
 
+def test_segments_that_cannot_be_deleted_do_not_cost_a_delivery(
+    path: str, reader: SpoolReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = fill(path, 40, small=True)
+    first = reader.poll(1, 0)
+    reader.settle({first[0].partition: first[0].position})
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        found = read_all(reader)
+        assert sequences(found) == list(range(1, 40))
+        reader.settle({found[-2].partition: found[-2].position})
+    assert "settled segments stay" in reader.problems()[0]
+    reader.settle({found[-1].partition: found[-1].position})
+    assert not folder.exists()
+    assert not reader.problems()
+
+
 def test_new_writers_are_found_while_polling(path: str, reader: SpoolReader) -> None:
     assert not reader.poll(5, 0.05)
     begun: list[float] = []
