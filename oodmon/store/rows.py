@@ -202,6 +202,7 @@ def _drift_row(result: DriftResult) -> Row:
         "p_value": _number(result.p_value),
         "samples": int(result.samples),
         "reference_samples": int(result.reference_samples),
+        "changed_since_ns": int(result.since),
     }
 
 

@@ -117,6 +117,7 @@ drift_results: Final = Table(
     _number("p_value"),
     _count("samples"),
     _count("reference_samples"),
+    _count("changed_since_ns"),
     Index(None, "pipeline", "window_start_ns"),
 )
 

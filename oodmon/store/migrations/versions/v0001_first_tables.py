@@ -64,7 +64,7 @@ def _facts() -> None:
         *_integers("window_start_ns", "window_end_ns"),
         sa.Column("drifted", sa.Boolean(), nullable=False),
         *_numbers("statistic", "threshold", "effect", "p_value"),
-        *_integers("samples", "reference_samples"),
+        *_integers("samples", "reference_samples", "changed_since_ns"),
         sa.PrimaryKeyConstraint(
             "pipeline",
             "model",
