@@ -1,0 +1,267 @@
+"""The report on a real store that a real pipeline filled."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oodmon.drift.budget import Budget
+from oodmon.drift.ks import KolmogorovSmirnov
+from oodmon.errors import ContractError, StoreError
+from oodmon.pipeline import Pipeline
+from oodmon.records import Alert, ScoreBatch
+from oodmon.report import build, wording
+from oodmon.report.thumbnails import thumbnails
+from oodmon.rules import Rule
+from oodmon.store.events import AgentSeen, Store
+from oodmon.windows import Windowing
+from tests.streams import EPOCH, SECOND, calibration
+
+HOSTILE = "<script>alert('x')</script>\"&$\\frac{1}$"
+ROWS = 40
+
+
+def batches(count: int, change_at: int, segments: Sequence[str]) -> Iterator[ScoreBatch]:
+    """Two detectors; from `change_at` on a quarter of the samples of one segment is novel."""
+    rng = np.random.default_rng(0)
+    for sequence in range(count):
+        segment = rng.integers(0, len(segments), ROWS).astype(np.int32)
+        novel = (sequence >= change_at) & (segment == 0) & (rng.random(ROWS) < 0.5)
+        columns = {
+            "energy": rng.normal(size=ROWS) + 3.0 * novel,
+            "gram": rng.normal(size=ROWS) + 1.5 * novel,
+        }
+        yield ScoreBatch(
+            "digits",
+            "1",
+            f"agent-{HOSTILE}",
+            sequence,
+            EPOCH + sequence * SECOND,
+            {name: column.astype(np.float32) for name, column in columns.items()},
+            {name: f"digest-{name}" for name in columns},
+            sample_ids=tuple(f"{HOSTILE}/{sequence}/{row}" for row in range(ROWS)),
+            segment=segment,
+            segments=tuple(segments),
+            predicted=np.where(novel, 3, rng.integers(0, 10, ROWS)).astype(np.int32),
+            dropped=1 if sequence == 5 else 0,
+            notices=(f"breaker opened: {HOSTILE}",) if sequence == 7 else (),
+        )
+
+
+def fill(url: str, count: int = 120, change_at: int = 70) -> list[Alert]:
+    """A store that holds what a pipeline concluded from `batches`."""
+    pipeline = Pipeline(
+        "digits",
+        "1",
+        {name: calibration(detector=name) for name in ("energy", "gram")},
+        Windowing(length_seconds=2.0, allowed_lateness_seconds=0.0),
+        {"budget": Budget("1 per 10000 windows"), "ks": KolmogorovSmirnov()},
+        {"novelty": Rule("budget", severity="critical"), HOSTILE: Rule("ks", for_windows=2)},
+        flag_level=0.002,
+    )
+    store = Store(url)
+    store.open()
+    alerts: list[Alert] = []
+    for batch in batches(count, change_at, [HOSTILE, "camera 2"]):
+        facts = pipeline.step(batch)
+        alerts += [fact for fact in facts if isinstance(fact, Alert)]
+        seen = AgentSeen(
+            source=batch.source,
+            model=batch.model,
+            version=batch.version,
+            sequence=batch.sequence,
+            observed_at=batch.observed_at,
+            samples=batch.rows,
+            dropped=batch.dropped,
+            sampled_fraction=batch.sampled_fraction,
+            lost=0,
+        )
+        store.append(facts, state=b"", positions={}, agents=[seen])
+    store.close()
+    return alerts
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("report")
+    url = f"sqlite:///{folder / 'oodmon.db'}"
+    assert any(alert.rule == "novelty" for alert in fill(url))
+    path = build(url, folder / "deep" / "report.html")
+    assert path == folder / "deep" / "report.html"
+    return path.read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    """Elements, attributes and text; fails on tags that do not close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "use", "path", "rect", "image"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def parsed(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    reader.close()
+    assert reader.open == []
+    return reader
+
+
+def test_every_part_is_there(page: str, parsed: Reader) -> None:
+    text = " ".join(parsed.words)
+    for heading in (
+        "Evidence",
+        "Samples in the tail",
+        "Tail probabilities before and after",
+        "Tail probabilities over time",
+        "Predicted classes",
+        "Episodes",
+        "Drift tests",
+        "Segments",
+        "Most novel samples",
+        "Agents",
+        "Notices",
+    ):
+        assert heading in text
+    assert parsed.tags.count("svg") == 5
+    assert "novelty has been firing since" in text
+    assert "1 per 10000 windows is a false alarm" in text
+    assert wording.count(120 * ROWS - 2 * ROWS) in text or wording.count(120 * ROWS) in text
+
+
+def test_nothing_is_asked_of_the_network(page: str, parsed: Reader) -> None:
+    for tag, name, value in parsed.attributes:
+        if name in ("src", "href", "xlink:href", "srcset", "action", "data", "poster"):
+            assert value.startswith(("data:image/png;base64,", "#")), (tag, name, value[:80])
+    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(parsed.tags)
+    assert not re.search(r"url\(\s*['\"]?(?!#|data:)", page)
+    assert "@import" not in page
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+def test_hostile_names_are_text(page: str, parsed: Reader) -> None:
+    assert "<script" not in page
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    # In tables and cards as well as in the figures' titles and legends.
+    assert " ".join(parsed.words).count(HOSTILE) > 20
+
+
+def test_ids_are_unique_and_references_hold(parsed: Reader) -> None:
+    ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    wanted = {
+        value[1:] for _, name, value in parsed.attributes if name == "href" and value[0] == "#"
+    }
+    assert wanted <= set(ids)
+
+
+def test_colours_come_from_the_page(page: str) -> None:
+    assert "var(--ink)" in page
+    assert "prefers-color-scheme: dark" in page
+    assert not re.search(r"#0[1-5]0[1-5]0[1-6]\b", page)
+
+
+def test_a_quiet_store_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'quiet.db'}"
+    assert fill(url, count=20, change_at=99) == []
+    page = build(url, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Nothing alarmed" in page
+    assert "before and after" not in page
+
+
+def test_the_same_store_gives_the_same_report(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'oodmon.db'}"
+    fill(url, count=20, change_at=99)
+    one = build(url, tmp_path / "one.html").read_bytes()
+    assert build(url, tmp_path / "two.html").read_bytes() == one
+
+
+def test_an_empty_store_is_an_error_that_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'empty.db'}"
+    with pytest.raises(StoreError, match="no closed window of digits/7"):
+        build(url, tmp_path / "report.html", model="digits", version="7")
+
+
+def test_thumbnails_from_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "samples.npz"
+    images = np.random.default_rng(0).random((3, 3, 8, 6)).astype(np.float32)
+    np.savez(path, ids=np.array(["a", "b", HOSTILE]), images=images)
+    found = thumbnails(path, ["a", HOSTILE, "missing"])
+    assert set(found) == {"a", HOSTILE}
+    assert found["a"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (1, 8, 8), (8, 8, 3), (3, 8, 8)])
+def test_thumbnails_of_every_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    import base64
+
+    images = np.full((1, *shape), 7.0)
+    images.flat[0] = -3.0
+    np.savez(tmp_path / "x.npz", ids=np.array(["a"]), images=images)
+    address = thumbnails(tmp_path / "x.npz", ["a"])["a"]
+    picture = Image.open(io.BytesIO(base64.b64decode(address.split(",")[1])))
+    assert picture.size == (96, 96)
+    assert picture.getextrema() != ((0, 0),)
+
+
+def test_thumbnails_from_a_folder_stay_in_it(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for path in (folder / "deep" / "a.png", tmp_path / "secret.png"):
+        Image.new("L", (4, 4)).save(path)
+    (folder / "torn.png").write_bytes(b"not a picture")
+    ids = ["deep/a", "../secret", "torn", "nul\0", "/etc/hostname"]
+    assert set(thumbnails(folder, ids)) == {"deep/a"}
+
+
+def test_thumbnails_that_are_none_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, pictures=np.zeros(3))
+    with pytest.raises(ContractError, match="ids"):
+        thumbnails(path, ["a"])
+    np.savez(path, ids=np.array(["a"]), images=np.zeros((2, 4, 4)))
+    with pytest.raises(ContractError, match="do not go together"):
+        thumbnails(path, ["a"])
+
+
+def test_wording() -> None:
+    assert wording.count(1_234_567) == "1\u202f234\u202f567"
+    assert wording.number(-0.00123) == "−0.00123"
+    assert wording.number(None) == "–"
+    assert wording.number(float("inf")) == "∞"
+    assert wording.percent(0.1234) == "12.3\u202f%"
+    assert wording.span(90 * SECOND) == "1 min 30 s"
+    assert wording.span(3_600 * SECOND) == "1 h"
+    assert wording.span(2 * 86_400 * SECOND + 59 * SECOND) == "2 d"
+    assert wording.span(SECOND // 2) == "0.5 s"
