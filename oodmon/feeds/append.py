@@ -18,6 +18,7 @@ from oodmon.feeds.segments import (
     folder_bytes,
     frame_of,
     new_folder,
+    release,
     secure_folder,
     segment_path,
 )
@@ -112,7 +113,7 @@ class SpoolWriter(Writer):
     def _free(self) -> None:
         """Give up the lock, which tells the reader that nothing more comes."""
         if self._held >= 0:
-            os.close(self._held)
+            release(self._held)
             self._held = -1
 
     def _append(self, frame: bytes) -> bool:

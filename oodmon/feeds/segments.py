@@ -45,6 +45,7 @@ __all__ = [
     "hold",
     "new_folder",
     "read_header",
+    "release",
     "remove_folder",
     "secure_folder",
     "segment_numbers",
@@ -255,6 +256,14 @@ def hold(path: Path) -> int:
     return descriptor
 
 
+def release(descriptor: int) -> None:
+    """Unlock and close, even if a process that is just being started still shares the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
 def claim_reader(root: Path) -> int:
     """Become the one reader; `FeedError` says who is."""
     path = root / _READER_LOCK
@@ -273,7 +282,7 @@ def claim_reader(root: Path) -> int:
 def writer_gone(folder: Path) -> bool:
     """Whether the writer of this folder has ended, in whatever way."""
     try:
-        os.close(hold(folder / _WRITER_LOCK))
+        release(hold(folder / _WRITER_LOCK))
     except BlockingIOError:
         return False
     except FileNotFoundError:
@@ -292,5 +301,5 @@ def remove_folder(folder: Path) -> bool:
     try:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
-        os.close(lock)
+        release(lock)
     return not folder.exists()

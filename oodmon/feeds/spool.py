@@ -19,7 +19,14 @@ from oodmon.contracts import Delivery, Feed, Reader, Stability
 from oodmon.errors import ContractError, FeedError
 from oodmon.feeds.append import SpoolWriter
 from oodmon.feeds.partition import Partition
-from oodmon.feeds.segments import Damage, Position, claim_reader, secure_folder, writer_folders
+from oodmon.feeds.segments import (
+    Damage,
+    Position,
+    claim_reader,
+    release,
+    secure_folder,
+    writer_folders,
+)
 from oodmon.registry import feeds
 
 __all__ = ["Spool", "SpoolReader", "SpoolWriter"]
@@ -99,6 +106,7 @@ class SpoolReader(Reader):
         self._root = Path(options.path)
         secure_folder(self._root)
         self._held = claim_reader(self._root)
+        self._process = os.getpid()
         self._closed = False
         self.damage = Damage()
         self._partitions: dict[str, Partition] = {}
@@ -159,7 +167,8 @@ class SpoolReader(Reader):
         """Let another reader in. Safe twice."""
         if not self._closed:
             self._closed = True
-            os.close(self._held)
+            if self._process == os.getpid():  # a forked child must not unlock for its parent
+                release(self._held)
 
     def _check_open(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -358,6 +359,29 @@ def test_a_forked_child_does_not_write(path: str, reader: SpoolReader) -> None:
     assert writer.put(batch("agent", 2)), "the child's close reached the parent"
     assert sequences(read_all(reader)) == [0, 2]
     writer.close()
+
+
+def test_a_process_that_is_being_started_holds_no_lock(path: str) -> None:
+    """Between fork and exec a child shares every open file, and with it every flock."""
+    writer, reader = Spool(path).writer("agent"), Spool(path).reader()
+    child = os.fork()
+    if child == 0:
+        reader.close()  # of the child's own: must not let a second reader in
+        time.sleep(30)
+        os._exit(0)
+    try:
+        time.sleep(0.1)
+        with pytest.raises(FeedError, match="already read"):
+            Spool(path).reader()
+        reader.close()
+        writer.close()
+        again = Spool(path).reader()
+        assert not again.poll(1, 0)
+        assert not writer.folder.exists(), "the closed writer still looks alive"
+        again.close()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_fixed_spool_replays_in_one_order_whatever_the_kills(path: str) -> None:
