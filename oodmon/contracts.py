@@ -318,6 +318,11 @@ class DriftTest(ABC, Generic[S]):
         del window_seconds
         return 0.0
 
+    def outlook(self, reference: Window) -> str:
+        """What a reference of this size lets it find, in words for those who fit; may be ""."""
+        del reference
+        return ""
+
     def measurements(self, state: S) -> Mapping[str, float]:
         """What the test learnt about the traffic itself, for metrics (autocorrelation, …)."""
         del state

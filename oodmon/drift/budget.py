@@ -178,6 +178,19 @@ class Budget(DriftTest[_State]):
             f"while less than {self.tolerated_fraction:.1%} of the traffic changes"
         )
 
+    def outlook(self, reference: Window) -> str:
+        """What the calibration's size and the tolerated fraction leave to be found."""
+        table = self.start(reference).table
+        if not len(table.log_bets):
+            return f"{table.n} calibration scores are too few to tell any change from chance"
+        found = []
+        if table.least_shift:
+            found.append(f"shifts of {table.least_shift:g} σ of all samples")
+        if table.least_share:
+            found.append(f"{table.least_share:.0%} of novel samples")
+        what = " or ".join(found) or "changes of spread"
+        return f"{table.n} calibration scores: finds {what}, and more"
+
     # --- one stream -------------------------------------------------------------------------
 
     def start(self, reference: Window) -> _State:
