@@ -6,7 +6,7 @@ The public names are below. Importing the package imports neither torch nor any 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -14,11 +14,22 @@ if TYPE_CHECKING:
 
     import torch
 
-    from oodmon.agent import Agent
+    from oodmon.agent import Agent, request
+    from oodmon.agent.request import Ask
+    from oodmon.config.parse import load
     from oodmon.config.schema import Config
     from oodmon.records import Activations, ScoreBatch
 
-__all__ = ["Activations", "Agent", "Config", "ScoreBatch", "__version__", "attach", "load"]
+__all__ = [
+    "Activations",
+    "Agent",
+    "Config",
+    "ScoreBatch",
+    "__version__",
+    "attach",
+    "load",
+    "request",
+]
 
 __version__ = "0.1.0"
 
@@ -30,6 +41,7 @@ _HOMES: Final[Mapping[str, str]] = {
     "Config": "oodmon.config.schema",
     "ScoreBatch": "oodmon.records",
     "load": "oodmon.config.parse",
+    "request": "oodmon.agent",
 }
 
 
@@ -37,17 +49,20 @@ def attach(
     model: torch.nn.Module,
     config: str | os.PathLike[str] | Config,
     *,
-    request: Callable[..., Any] | None = None,
+    request: Ask | None = None,
+    source: str = "",
 ) -> Agent:
     """Watch a served model from now on: the one line in the serving process.
 
     Args:
         model: what is served; its outputs stay as they are, bit for bit.
         config: the YAML file (or what `load` made of it), whose `agent` half says what to do.
-        request: called at each forward pass for the request's ids and segments; see `Agent`.
+        request: asked in each sampled pass for the ids and segments of its samples; by default
+            the context manager `oodmon.request` says them.
+        source: id of this agent; "" makes one from host, process and chance.
 
     Returns:
-        The agent; ``detach()`` or its context manager ends the watch.
+        The agent; ``detach()`` ends the watch.
 
     Raises:
         ConfigError: the file has problems, all of them told.
@@ -56,10 +71,10 @@ def attach(
     """
     from oodmon.agent import Agent
     from oodmon.config import build
-    from oodmon.config.parse import load
+    from oodmon.config.parse import load as read
     from oodmon.config.schema import Config
 
-    checked = config if isinstance(config, Config) else load(config, "agent")
+    checked = config if isinstance(config, Config) else read(config, "agent")
     half = build.agent_half(checked)
     return Agent.attach(
         model,
@@ -70,6 +85,7 @@ def attach(
         version=checked.model.version,
         overhead_budget=half.tap.overhead_budget,
         request=request,
+        source=source,
     )
 
 

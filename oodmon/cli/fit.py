@@ -171,6 +171,7 @@ def _tell(fitting: Fitting, folder: Path) -> None:
     if not math.isnan(fitting.accuracy):
         console.print(f"model: accuracy {fitting.accuracy:.3f} on the labelled samples")
     table = Table("detector", "digest", "calibration", "learnt in", "scores", "reads", box=None)
+    table.columns[1].no_wrap = True
     for name, fitted in fitting.detectors.items():
         reads = fitted.scorer.reads()
         what = [*reads.layers, *(["logits"] if reads.logits else [])]

@@ -23,8 +23,8 @@ __all__ = ["report"]
 )
 @click.option(
     "--thumbnails",
-    type=click.Path(exists=True, file_okay=False),
-    help="Folder of images named after the sample ids, shown beside the most novel samples.",
+    type=click.Path(exists=True),
+    help="Pictures of samples by their ids, a folder or an .npz, shown for the most novel ones.",
 )
 def report(config: str, output: str, thumbnails: str | None) -> None:
     """Write scores, windows, drift evidence, alarms and the most novel samples as one HTML file."""
@@ -32,6 +32,7 @@ def report(config: str, output: str, thumbnails: str | None) -> None:
     from oodmon.config.parse import load
 
     checked = load(config, "daemon")
+    section = daemon_half(checked).store
     with opened_store(config):
         pass  # says in plain words where there is no database yet
     try:
@@ -41,9 +42,11 @@ def report(config: str, output: str, thumbnails: str | None) -> None:
             f"the report needs plots: pip install 'oodmon[report]' ({error})"
         ) from None
     written = build(
-        daemon_half(checked).store.url,
+        section.url,
         Path(output),
         model=checked.model.name,
-        thumbnails=None if thumbnails is None else Path(thumbnails),
+        version=checked.model.version,
+        thumbnails=thumbnails,
+        pipeline=section.pipeline,
     )
     click.echo(f"wrote {written}")

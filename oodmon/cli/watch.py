@@ -80,9 +80,13 @@ def _latest(rows: Iterable[Mapping[str, Any]], key: tuple[str, ...]) -> list[dic
 
 
 def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
+    from functools import partial
+
+    from rich import box
     from rich.table import Table
 
-    agents = Table("agent", "last seen", "samples", "dropped", "lost", "sampled", title="Agents")
+    table = partial(Table, box=box.SIMPLE_HEAD, title_justify="left")
+    agents = table("agent", "last seen", "samples", "dropped", "lost", "sampled", title="Agents")
     for row in found["agents"]:
         agents.add_row(
             row["source"],
@@ -93,15 +97,13 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
             f"{row['sampled_fraction']:.0%}",
         )
     yield agents
-    windows = Table(
-        "detector", "segment", "window", "samples", "p ≤ 0.05", "p ≤ 0.01", "invalid", "late",
-        title="Last windows",
-    )  # fmt: skip
+    shown = ("detector", "segment", "until", "samples", "p≤0.05", "p≤0.01", "invalid", "late")
+    windows = table(*shown, title="Last windows")
     for row in found["windows"]:
         windows.add_row(
             row["detector"] or "-",
             row["segment"] or "-",
-            f"{when(row['window_start_ns'])} + {_span(row)}",
+            when(row["window_end_ns"]).partition("-")[2],
             str(row["samples"]),
             _share(row["share_p05"]),
             _share(row["share_p01"]),
@@ -109,7 +111,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
             str(row["late"]),
         )
     yield windows
-    drift = Table(
+    drift = table(
         "test", "detector", "segment", "statistic", "threshold", "effect", "", title="Drift"
     )
     for row in found["drift"]:
@@ -123,7 +125,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
             "[red]drifted[/red]" if row["drifted"] else "calm",
         )
     yield drift
-    alerts = Table("rule", "severity", "status", "since", "until", "stream", title="Episodes")
+    alerts = table("rule", "severity", "status", "since", "until", "stream", title="Episodes")
     for row in [*found["firing"], *found["resolved"]]:
         alerts.add_row(
             row["rule"],
@@ -135,7 +137,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
         )
     if alerts.row_count:
         yield alerts
-    outbox = Table("receiver", "pending", "dead letters", "oldest", title="Outbox")
+    outbox = table("receiver", "pending", "dead letters", "oldest", title="Outbox")
     for name, depth in found["outbox"].items():
         outbox.add_row(name, str(depth["pending"]), str(depth["dead"]), when(depth["oldest_ns"]))
     if outbox.row_count:
@@ -217,10 +219,6 @@ def _sentence(kind: str, row: Mapping[str, Any]) -> str:
 def _stream(row: Mapping[str, Any]) -> str:
     place = f"{row['model']}/{row['version']} {row['test']} {row['detector']}"
     return f"{place} in {row['segment']}" if row["segment"] else place
-
-
-def _span(row: Mapping[str, Any]) -> str:
-    return f"{(row['window_end_ns'] - row['window_start_ns']) / _SECOND:g} s"
 
 
 def _share(value: float | None) -> str:

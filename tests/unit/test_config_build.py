@@ -48,7 +48,7 @@ def _calibrate(config: Config, name: str, detector: str = "") -> None:
 
 
 def test_calibrations_say_what_to_run_where_they_are_missing(config: Config) -> None:
-    with pytest.raises(StateError, match="there is no folder .*states; run `oodmon fit"):
+    with pytest.raises(StateError, match=r"there is no folder .*states; run `oodmon fit"):
         build.calibrations(config)
     _calibrate(config, "energy")
     with pytest.raises(StateError, match=r"no msp\.calibration\.safetensors; run `oodmon fit"):
@@ -76,7 +76,7 @@ def test_a_rule_of_a_detector_that_is_not_calibrated(tmp_path: Path) -> None:
     path.write_text(start + rest[rest.index("daemon:") :])
     config = load(path)
     _calibrate(config, "energy")
-    with pytest.raises(StateError, match="'msp' has no calibration in .*; there are energy"):
+    with pytest.raises(StateError, match=r"'msp' has no calibration in .*; there are energy"):
         build.pipeline(config)
 
 
@@ -122,7 +122,7 @@ def test_scorers_are_those_that_were_fitted_for_these_options(tmp_path: Path) ->
     path.write_text(TEXT)
     config = load(path, "agent")
     half = build.agent_half(config)
-    with pytest.raises(StateError, match="detector 'msp' has not been fitted: .*oodmon fit"):
+    with pytest.raises(StateError, match=r"detector 'msp' has not been fitted: .*oodmon fit"):
         build.scorers(config)
     Path(half.states).mkdir()
     reference = Reference.from_arrays(logits=torch.zeros(4, 3))
@@ -131,7 +131,7 @@ def test_scorers_are_those_that_were_fitted_for_these_options(tmp_path: Path) ->
     )
     assert build.scorers(config)["msp"].detector == half.detectors["msp"].component
     path.write_text(TEXT.replace("{type: msp}", "{type: msp, temperature: 2}"))
-    with pytest.raises(StateError, match="was fitted as .* the config says .*temperature=2"):
+    with pytest.raises(StateError, match=r"was fitted as .* the config says .*temperature=2"):
         build.scorers(load(path, "agent"))
 
 
