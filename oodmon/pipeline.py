@@ -18,6 +18,7 @@ import numpy.typing as npt
 from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
+from oodmon.evidence import evidence
 from oodmon.flagged import Flagged
 from oodmon.records import (
     ALL,
@@ -30,12 +31,12 @@ from oodmon.records import (
 )
 from oodmon.rules import Rule, Rules, Transition
 from oodmon.windows import Closed, Windowing, Windows
-from oodmon.wire import pack, rfc3339, unpack
+from oodmon.wire import pack, unpack
 
 __all__ = ["Pipeline"]
 
 _SCHEMA: Final = "oodmon.pipeline/1"
-_MOST_NOVEL: Final = 10
+_MOST_NOVEL: Final = 40
 _MAX_NOTICES: Final = 1024
 _SECOND: Final = 1_000_000_000
 
@@ -168,7 +169,7 @@ class Pipeline:
         self.windows_closed += 1
         flagged = self._flagged.close(self.model, self.version, end)
         if flagged:
-            self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[: 4 * _MOST_NOVEL]
+            self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[:_MOST_NOVEL]
         results: list[DriftResult] = []
         for name, test in self.tests.items():
             results += self._judge(name, test, closings)
@@ -211,31 +212,10 @@ class Pipeline:
 
     def _alert(self, transition: Transition, results: Sequence[DriftResult], end: int) -> Alert:
         episode, result = transition.episode, transition.result
-        evidence: dict[str, Any] = {"samples": self.samples, "windows": self.windows_closed}
+        told: dict[str, Any] = {"samples": self.samples, "windows": self.windows_closed}
         if result is not None:
-            streams = [r for r in results if r.test == result.test and r.detector != ALL]
-            streams.sort(key=lambda r: -r.statistic)
-            evidence |= {
-                "statistic": result.statistic,
-                "threshold": result.threshold,
-                "effect": result.effect,
-                "p_value": result.p_value,
-                "since": rfc3339(result.since) if result.since else None,
-                "window_start": rfc3339(result.start),
-                "window_end": rfc3339(result.end),
-                "promise": self.promises().get(result.test, ""),
-                "streams": [
-                    {
-                        "detector": r.detector,
-                        "segment": r.segment,
-                        "statistic": r.statistic,
-                        "effect": r.effect,
-                        "drifted": r.drifted,
-                    }
-                    for r in streams[:_MOST_NOVEL]
-                ],
-                "novel": list(dict.fromkeys(e.sample_id for e in self._novel))[:_MOST_NOVEL],
-            }
+            promise = self.promises().get(result.test, "")
+            told |= evidence(result, results, self._novel, promise)
         return Alert(
             episode.rule,
             "resolved" if transition.resolved else "firing",
@@ -243,7 +223,7 @@ class Pipeline:
             episode.started_at,
             end if transition.resolved else 0,
             episode.labels,
-            evidence,
+            told,
         )
 
     def promises(self) -> Mapping[str, str]:

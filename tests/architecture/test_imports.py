@@ -29,6 +29,7 @@ RINGS: dict[str, int] = {
     "windows": 3,
     "rules": 3,
     "flagged": 3,
+    "evidence": 3,
     "series": 3,
     "pipeline": 4,
     "drift": 4,
@@ -67,6 +68,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "windows": {"numpy"},
     "rules": {"numpy"},
     "flagged": {"numpy"},
+    "evidence": set(),
     "series": {"numpy", "scipy"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},
@@ -81,15 +83,15 @@ THIRD_PARTY: dict[str, set[str]] = {
     "agent": {"numpy", "torch"},
     "daemon": {"numpy", "prometheus_client"},
     "config": {"yaml", "numpy"},
-    "checks": {"numpy", "torch", "yaml"},
-    "report": {"numpy", "jinja2", "matplotlib", "markupsafe"},
+    "checks": {"numpy", "scipy", "torch", "yaml"},
+    "report": {"numpy", "jinja2", "matplotlib", "markupsafe", "PIL"},
 }
 
 # The two files that make the system known are read whole, so they stay whole.
 LONGEST = {"records.py": 470, "contracts.py": 400}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent"}
-TORCH_FILES = {"checks/detectors.py", "checks/taps.py"}
+TORCH_FILES = ("checks/detectors", "checks/taps")
 
 
 def _files() -> list[Path]:
@@ -142,7 +144,7 @@ def test_imports_point_inwards(path: Path) -> None:
 @pytest.mark.parametrize("path", _files(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_torch_stays_in_its_rooms(path: Path) -> None:
     inside = str(path.relative_to(PACKAGE))
-    if _room(path) in TORCH_ROOMS or inside in TORCH_FILES or _room(path) == "cli":
+    if _room(path) in TORCH_ROOMS or inside.startswith(TORCH_FILES) or _room(path) == "cli":
         return
     modules = {name.split(".")[0] for name in _imports(ast.parse(path.read_text()))}
     assert "torch" not in modules
