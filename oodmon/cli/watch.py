@@ -99,6 +99,7 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
     yield agents
     shown = ("detector", "segment", "until", "samples", "p≤0.05", "p≤0.01", "invalid", "late")
     windows = table(*shown, title="Last windows")
+    windows.columns[2].no_wrap = True
     for row in found["windows"]:
         windows.add_row(
             row["detector"] or "-",

@@ -1,0 +1,232 @@
+"""From `oodmon init` to `oodmon report`, as a newcomer types it: a real model, real images."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from oodmon.calibration import Calibration
+from oodmon.cli import main
+
+torch = pytest.importorskip("torch")
+datasets = pytest.importorskip("sklearn.datasets")
+
+USER_CODE = """
+import numpy as np, torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+digits = load_digits()
+images = (digits.images / 16.0).astype("float32")[:, None]
+known = digits.target < 8
+inputs, labels = images[known], digits.target[known]
+novel = images[~known]
+
+def model():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    made = nn.Sequential()
+    made.add_module("stage1", nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()))
+    made.add_module("stage2", nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()))
+    made.add_module("flat", nn.Flatten())
+    made.add_module("fc", nn.Linear(16 * 9, 8))
+    optimizer = torch.optim.Adam(made.parameters(), 3e-3)
+    for _ in range(10):
+        for rows in torch.randperm(600).split(50):
+            optimizer.zero_grad()
+            logits = made(torch.tensor(inputs)[rows])
+            nn.functional.cross_entropy(logits, torch.tensor(labels)[rows]).backward()
+            optimizer.step()
+    return made
+
+def reference():
+    return model(), (inputs[600:1100], labels[600:1100])
+
+def used_up():
+    return model(), iter([(inputs, labels)])
+"""
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="oodmon")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the user's code, a config, and what `fit` made."""
+    folder = tmp_path_factory.mktemp("project")
+    module = "digits_of_the_cli_flow"
+    (folder / f"{module}.py").write_text(USER_CODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        made = call("init", "--model", f"{module}:model", "--name", "digits")
+        assert made.exit_code == 0, made.output
+        assert "penultimate: the input of fc" in made.stdout
+        text = (folder / "oodmon.yaml").read_text()
+        text = text.replace("length_seconds: 60", "length_seconds: 2")
+        text = text.replace("allowed_lateness_seconds: 10", "allowed_lateness_seconds: 0")
+        text = text.replace("port: 9464", "port: 0").replace(
+            "overhead_budget: 0.01", "overhead_budget: 1"
+        )
+        (folder / "oodmon.yaml").write_text(text)
+        fitted = call("fit", "oodmon.yaml", f"{module}:reference")
+        assert fitted.exit_code == 0, fitted.output
+        (folder / "fitted.txt").write_text(fitted.stdout)
+        yield folder
+    sys.modules.pop(module, None)
+
+
+def test_what_init_wrote_has_no_problems_and_is_not_replaced(project: Path) -> None:
+    shown = call("check", str(project / "oodmon.yaml"))
+    assert shown.exit_code == 0, shown.output
+    assert "detectors msp, energy, gram" in shown.stdout
+    assert not shown.stderr
+    again = call("init", str(project / "oodmon.yaml"))
+    assert again.exit_code == 2
+    assert "--force replaces it" in again.stderr
+
+
+def test_fit_says_what_it_did_and_what_it_supports(project: Path) -> None:
+    told = (project / "fitted.txt").read_text()
+    assert "reference: 500 samples of arrays" in told
+    shares = re.search(r"learnt from (\d+) samples, calibrated with (\d+) others", told)
+    assert shares
+    assert sum(map(int, shares.groups())) == 500
+    assert "false alarms come at most 1 per 30 days" in told
+    assert "flag_level 0.001 needs 999" in told
+    written = sorted(path.name for path in (project / "states").iterdir())
+    assert written == [
+        f"{name}{kind}.safetensors"
+        for name in ("energy", "gram", "msp")
+        for kind in (".calibration", "")
+    ]
+
+
+def test_fit_twice_learns_the_same(project: Path) -> None:
+    before = _learnt(project)
+    assert set(before) == {"energy", "gram", "msp"}
+    assert call("fit", "oodmon.yaml", "digits_of_the_cli_flow:reference").exit_code == 0
+    assert _learnt(project) == before
+    assert call("fit", "oodmon.yaml", "digits_of_the_cli_flow:reference", "--seed=1").exit_code == 0
+    assert _learnt(project)["gram"] != before["gram"]
+
+
+def _learnt(project: Path) -> dict[str, tuple[str, bytes]]:
+    """Detector → digest of its scorer and the scores of its calibration."""
+    found = {}
+    for path in (project / "states").glob("*.calibration.safetensors"):
+        calibration = Calibration.load(path)
+        found[calibration.detector] = (calibration.digest, calibration.scores.tobytes())
+    return found
+
+
+def test_fit_takes_files_and_folders(project: Path, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    config = (project / "oodmon.yaml").read_text().replace("    gram: {type: gram}\n", "")
+    (tmp_path / "oodmon.yaml").write_text(config)
+    digits = datasets.load_digits()
+    known = digits.target < 8
+    pixels = (digits.images[known] * 15.9).astype(np.uint8)[600:700]
+    np.savez(tmp_path / "r.npz", images=pixels, labels=digits.target[known][600:700])
+    for index, (pixel, label) in enumerate(zip(pixels, digits.target[known][600:700], strict=True)):
+        folder = tmp_path / "r" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        image.fromarray(pixel).save(folder / f"{index}.png")
+    model = "--model=digits_of_the_cli_flow:model"
+    arguments = [str(tmp_path / "oodmon.yaml"), model]
+    for data in (
+        ["r.npz"],
+        ["r", "--image-mode", "L"],
+        ["r", "--image-mode=L", "--image-size=8x8"],
+    ):
+        shown = call("fit", *arguments, str(tmp_path / data[0]), *data[1:])
+        assert shown.exit_code == 0, shown.output
+        accuracy = re.search(r"accuracy (\d\.\d+)", shown.stdout)
+        assert accuracy
+        assert float(accuracy.group(1)) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["digits_of_the_cli_flow:used_up"], "the data set is an iterator, which one pass uses up"),
+        (["digits_of_the_cli_flow:nothing"], "digits_of_the_cli_flow has no 'nothing'"),
+        (["no_such_module:data"], "there is no module 'no_such_module'"),
+        (["none.npz", "--model=digits_of_the_cli_flow:model"], "neither package.module:function"),
+        (["none.npz"], "--model is needed with a file or a folder"),
+        (["digits_of_the_cli_flow:reference", "--learn-share=1"], "1.0 is not in (0, 1)"),
+        (["states", "--model=digits_of_the_cli_flow:model"], "expected one sub-folder of images"),
+        (
+            ["digits_of_the_cli_flow:inputs", "--model=digits_of_the_cli_flow:known"],
+            "found ndarray",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_fit_says_what_is_wrong_with_the_data(arguments: list[str], said: str) -> None:
+    shown = call("fit", "oodmon.yaml", *arguments)
+    assert shown.exit_code == 2
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_served_watched_alarmed_and_told(project: Path) -> None:
+    """The agent in one process, the daemon in another, and every verb that looks at the result."""
+    serve = (
+        "import time, numpy as np, torch, oodmon\n"
+        "import digits_of_the_cli_flow as code\n"
+        "model = code.model()\n"
+        "agent = oodmon.attach(model, 'oodmon.yaml', source='server')\n"
+        "draw = np.random.default_rng(0)\n"
+        "for pool in (code.inputs[1100:], code.novel):\n"
+        "    for _ in range(60):\n"
+        "        with torch.no_grad():\n"
+        "            model(torch.tensor(pool[draw.integers(len(pool), size=32)]))\n"
+        "        time.sleep(0.05)\n"
+        "agent.detach()\n"
+    )
+    command = [sys.executable, "-m", "oodmon", "run", "oodmon.yaml"]
+    daemon = subprocess.Popen(command, cwd=project, stderr=subprocess.PIPE, text=True)
+    try:
+        subprocess.run([sys.executable, "-c", serve], cwd=project, check=True, timeout=120)
+        deadline = time.monotonic() + 30
+        while not (firing := _firing(project)) and time.monotonic() < deadline:
+            time.sleep(0.3)
+    finally:
+        daemon.send_signal(signal.SIGTERM)
+        _, log = daemon.communicate(timeout=30)
+    assert daemon.returncode == 0, log
+    assert [row["rule"] for row in firing] == ["drift"], log
+    assert "FIRING drift" in log
+    told = call("status", "oodmon.yaml")
+    assert "1 firing" in told.stdout
+    assert "server" in told.stdout
+    tail = call("tail", "oodmon.yaml", "--since", "1h", "--once", "--json")
+    (alert,) = [json.loads(line) for line in tail.stdout.splitlines()]
+    assert (alert["kind"], alert["status"]) == ("alert", "firing")
+    replayed = call("replay", "oodmon.yaml", "--json")
+    (again,) = [json.loads(line) for line in replayed.stdout.splitlines()]
+    assert again["at_ns"] == alert["started_at_ns"]
+    assert call("replay", "oodmon.yaml", "--last", "1s").exit_code == 0
+    assert "no dead letters" in call("events", "list").stdout
+    assert "0 pending again" in call("events", "revive", "sinks.log", "7").stdout
+    written = call("report", "oodmon.yaml", "-o", "seen.html")
+    assert written.exit_code == 0, written.output
+    assert "digits" in (project / "seen.html").read_text()
+
+
+def _firing(project: Path) -> list[dict[str, object]]:
+    shown = call("status", str(project / "oodmon.yaml"), "--json")
+    found: list[dict[str, object]] = json.loads(shown.stdout)["firing"] if shown.stdout else []
+    return found

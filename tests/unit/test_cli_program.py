@@ -1,0 +1,190 @@
+"""The command itself: quick to start, one message for a failure, an exit status that means it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from oodmon import __version__
+from oodmon.cli import main, program
+from oodmon.cli.options import Duration, when
+from oodmon.errors import StoreError
+
+DAEMON = """\
+model: {name: digits}
+daemon: {feed: {type: spool, path: spool/}, calibration: {path: states/}, drift: {a: {type: ks}}}
+"""
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, prog_name="oodmon")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom oodmon.cli import main\n"
+        "try:\n    main(['--help'], prog_name='oodmon')\nexcept SystemExit as end:\n"
+        "    assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'sqlalchemy', 'rich', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "grafana" in done.stdout
+
+
+@pytest.mark.parametrize("verb", list(program._VERBS))
+def test_every_verb_has_help(verb: str) -> None:
+    shown = call(verb, "--help")
+    assert shown.exit_code == 0
+    assert f"Usage: oodmon {verb}" in shown.output
+
+
+def test_version() -> None:
+    assert __version__ in call("--version").output
+    done = subprocess.run(
+        [sys.executable, "-m", "oodmon", "--version"], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == f"oodmon, version {__version__}"
+
+
+def test_a_config_problem_is_status_2_and_no_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "oodmon.yaml"
+    path.write_text("model: {nam: x}\n")
+    shown = call("check", str(path))
+    assert shown.exit_code == 2
+    lines = shown.stderr.splitlines()
+    assert lines[0] == f"{path}:1:1: neither `agent` nor `daemon` is here; one of them is needed"
+    assert lines[-1] == "3 problems"
+    assert "Traceback" not in shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (StoreError("the database is away"), 1, "oodmon: the database is away\n"),
+        (OSError(28, "No space left on device", "/x"), 1, "oodmon: /x: No space left on device\n"),
+        (
+            ZeroDivisionError("by zero"),
+            1,
+            "oodmon: unexpected ZeroDivisionError: by zero (`oodmon --debug …` shows where)\n",
+        ),
+    ],
+)
+def test_a_failure_is_one_message(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, said: str
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setattr(program.Program, "get_command", lambda *_: fails)
+    shown = call("fails")
+    assert (shown.exit_code, shown.stderr) == (status, said)
+    assert call("--debug", "fails").exception is error
+
+
+def test_an_unknown_verb_is_status_2() -> None:
+    shown = call("chek")
+    assert shown.exit_code == 2
+    assert "No such command 'chek'" in shown.stderr
+
+
+def test_check_tells_the_parts_and_the_hints(tmp_path: Path) -> None:
+    path = tmp_path / "oodmon.yaml"
+    path.write_text(DAEMON)
+    shown = call("check", str(path))
+    assert shown.exit_code == 0
+    assert "daemon: 1 drift test, 0 rules, 0 sinks, 0 triggers" in shown.stdout
+    assert "hint: daemon.drift.a: no rule reads it" in shown.stderr
+    assert call("check", "--strict", str(path)).exit_code == 2
+
+
+def test_check_skips_the_agent_half_where_torch_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "oodmon.yaml"
+    path.write_text(
+        DAEMON + "agent: {detectors: {msp: {type: msp}}, states: s, feed: {type: no}}\n"
+    )
+    script = (
+        "import importlib.util, sys\nreal = importlib.util.find_spec\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch': raise ImportError('torch is not here')\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "importlib.util.find_spec = lambda n, *a: None if n == 'torch' else real(n, *a)\n"
+        f"from oodmon.cli import main\nmain(['check', {str(path)!r}])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "agent: skipped, torch is not installed" in done.stdout
+
+
+def test_catalog_lists_every_kind_and_says_what_options_take() -> None:
+    shown = call("catalog", "--json")
+    rows = json.loads(shown.stdout)
+    assert {row["kind"] for row in rows} == {
+        "taps", "detectors", "feeds", "drift", "sinks", "triggers"
+    }  # fmt: skip
+    (spool,) = [row for row in rows if (row["kind"], row["name"]) == ("feeds", "spool")]
+    assert {"name": "path", "takes": "text", "default": None} in spool["options"]
+    (msp,) = [row for row in rows if row["name"] == "msp"]
+    assert msp["reads"] == "logits"
+    told = call("catalog", "sinks", "--options").stdout
+    assert "bootstrap_servers: a list, each text (required)" in told
+
+
+def test_catalog_lists_a_broken_plugin_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oodmon.registry import sinks
+
+    monkeypatch.setattr(sinks, "_broken", {"mine": "mine.sink: No module named 'nowhere'"})
+    assert "broken: mine.sink: No module named 'nowhere'" in call("catalog", "sinks").stdout
+
+
+def test_conform_reports_each_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = call("conform", "sinks.log")
+    assert shown.exit_code == 0, shown.output
+    assert "checks passed" in shown.stdout
+    from oodmon.sinks.log import Log
+
+    monkeypatch.setattr(Log, "close", lambda _: 1 / 0)
+    broken = call("conform", "--quiet", "sinks.log")
+    assert broken.exit_code == 1
+    assert "FAIL sinks.log" in broken.stdout
+    assert call("conform", "pipes.log").exit_code == 2
+
+
+def test_grafana_push_needs_to_know_where(tmp_path: Path) -> None:
+    assert "where is Grafana?" in call("grafana", "push").stderr
+    path = tmp_path / "oodmon.yaml"
+    path.write_text(DAEMON)
+    assert "has no sink of type grafana" in call("grafana", "push", "-c", str(path)).stderr
+
+
+def test_there_is_no_status_before_the_first_run(tmp_path: Path) -> None:
+    path = tmp_path / "oodmon.yaml"
+    path.write_text(DAEMON)
+    for verb in ("status", "tail", "report", "replay"):
+        shown = call(verb, str(path))
+        assert shown.exit_code == 1
+        assert "there is no database" in shown.stderr
+        assert not (tmp_path / "oodmon.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("6h", 21_600), ("7d", 604_800)]
+)
+def test_spans(text: str, seconds: float) -> None:
+    assert Duration().convert(text, None, None) == seconds
+    with pytest.raises(click.BadParameter):
+        Duration().convert(f"{text}x", None, None)
+
+
+def test_times_that_are_not_known() -> None:
+    assert when(0) == "-"
+    assert len(when(1_700_000_000_000_000_000)) == len("2023-11-14 22:13:20")
