@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
+from typing import Final
 
 from oodmon.contracts import Clock, TriggerRequest
 from oodmon.daemon.backoff import Backoff, Receiver
@@ -16,6 +17,9 @@ from oodmon.triggers.guard import Guard
 __all__ = ["Couriers"]
 
 _log = logging.getLogger(__name__)
+
+_LOOK_SECONDS: Final = 0.1
+"""Somebody who waits for the end may lose patience: look so often."""
 
 
 class Couriers:
@@ -89,17 +93,25 @@ class Couriers:
             for name, delivery in list(self._threads.items())
         }
 
-    def stop(self, grace_seconds: float) -> None:
-        """Let each deliver what it can within the grace period."""
-        self._end(list(self._threads.values()), grace_seconds, grace_seconds)
+    def stop(self, grace_seconds: float, hurry: Callable[[], bool]) -> None:
+        """Let each deliver what it can within the grace period, or until `hurry` says otherwise."""
+        self._end(list(self._threads.values()), grace_seconds, grace_seconds, hurry)
 
-    def _end(self, threads: list[Delivery], grace_seconds: float, patience_seconds: float) -> None:
+    def _end(
+        self,
+        threads: list[Delivery],
+        grace_seconds: float,
+        patience_seconds: float,
+        hurry: Callable[[], bool] = bool,
+    ) -> None:
         deadline = self._monotonic() + patience_seconds
         for delivery in threads:
             delivery.stop(grace_seconds)
         for delivery in threads:
-            if not delivery.join(deadline - self._monotonic()):
-                _log.warning("%s did not end in time and was left behind", delivery.name)
+            while not delivery.join(min(deadline - self._monotonic(), _LOOK_SECONDS)):
+                if self._monotonic() >= deadline or hurry():
+                    _log.warning("%s did not end in time and was left behind", delivery.name)
+                    break
 
     def _requested(self, request: TriggerRequest, outcome: str) -> None:
         trigger = request.id.removesuffix(f"-{request.alert.id}")

@@ -22,7 +22,7 @@ from oodmon.errors import ContractError
 from oodmon.records import Fact, Notice, ScoreBatch
 from oodmon.store.events import AgentSeen
 
-__all__ = ["Fold", "Group", "Heard", "Intake"]
+__all__ = ["Fold", "Group", "Intake"]
 
 _log = logging.getLogger(__name__)
 
@@ -64,18 +64,6 @@ class Fold(Protocol):
         """(test, detector, segment) → what the test measured about the traffic."""
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """The newest that an agent said: where its numbering stands, and when it was last seen."""
-
-    source: str
-    model: str
-    version: str
-    sequence: int
-    observed_at: int
-    sampled_fraction: float = 1.0
-
-
 @dataclass(slots=True)
 class Group:
     """What one transaction will hold.
@@ -83,14 +71,14 @@ class Group:
     Attributes:
         facts: in the order in which they were concluded.
         positions: partition → where it stands after the group.
-        agents: source → what the group saw of it.
+        agents: source → what is known of it after the group.
         batches: taken, refused and repeated ones together.
         accepted: times of the batches that the pipeline took, ns UTC.
     """
 
     facts: list[Fact] = field(default_factory=list)
     positions: dict[str, str] = field(default_factory=dict)
-    agents: dict[tuple[str, str, str], AgentSeen] = field(default_factory=dict)
+    agents: dict[str, AgentSeen] = field(default_factory=dict)
     batches: int = 0
     accepted: list[int] = field(default_factory=list)
 
@@ -107,7 +95,7 @@ class Intake:
         metrics: where batches are counted.
     """
 
-    def __init__(self, pipeline: Fold, agents: Sequence[Heard], metrics: Metrics) -> None:
+    def __init__(self, pipeline: Fold, agents: Sequence[AgentSeen], metrics: Metrics) -> None:
         self.pipeline = pipeline
         self.agents = {agent.source: agent for agent in agents}
         self.group = Group()
@@ -229,7 +217,7 @@ class Intake:
         )
         return True
 
-    def _see(self, before: Heard | None, batch: ScoreBatch, *, accepted: bool) -> None:
+    def _see(self, before: AgentSeen | None, batch: ScoreBatch, *, accepted: bool) -> None:
         missing = 0
         if before is not None and batch.sequence > before.sequence + 1:
             missing = batch.sequence - before.sequence - 1
@@ -243,26 +231,18 @@ class Intake:
         if before is None and len(self.agents) >= MAX_AGENTS:
             oldest = min(self.agents.values(), key=lambda agent: agent.observed_at)
             del self.agents[oldest.source]
-        heard = self.agents[batch.source] = Heard(
-            batch.source,
-            batch.model,
-            batch.version,
-            batch.sequence,
-            max(batch.observed_at, 0 if before is None else before.observed_at),
-            batch.sampled_fraction,
-        )
-        so_far = self.group.agents.get((batch.source, batch.model, batch.version))
-        self.group.agents[batch.source, batch.model, batch.version] = AgentSeen(
+        seen = AgentSeen(
             source=batch.source,
             model=batch.model,
             version=batch.version,
             sequence=batch.sequence,
-            observed_at=heard.observed_at,
-            samples=(batch.rows if accepted else 0) + (so_far.samples if so_far else 0),
-            dropped=batch.dropped + (so_far.dropped if so_far else 0),
+            observed_at=max(batch.observed_at, before.observed_at if before else 0),
+            samples=(batch.rows if accepted else 0) + (before.samples if before else 0),
+            dropped=batch.dropped + (before.dropped if before else 0),
             sampled_fraction=batch.sampled_fraction,
-            lost=missing + (so_far.lost if so_far else 0),
+            lost=missing + (before.lost if before else 0),
         )
+        self.agents[batch.source] = self.group.agents[batch.source] = seen
         if batch.dropped:
             self._metrics.add(
                 "oodmon_samples_dropped_total",
@@ -273,6 +253,6 @@ class Intake:
             )
 
 
-def _repeated(before: Heard, batch: ScoreBatch) -> bool:
+def _repeated(before: AgentSeen, batch: ScoreBatch) -> bool:
     """Seen already? A lower number with a newer time is an agent that began anew."""
     return batch.sequence <= before.sequence and batch.observed_at <= before.observed_at

@@ -7,10 +7,10 @@ from typing import Final
 
 import numpy as np
 
-from oodmon.daemon.intake import Fold, Heard
+from oodmon.daemon.intake import Fold
 from oodmon.daemon.metrics import METRICS, Metrics
 from oodmon.records import BIN_EDGES, Alert, DriftResult, Fact, Notice, Window
-from oodmon.store.events import Depth
+from oodmon.store.events import AgentSeen, Depth
 
 __all__ = ["Observer"]
 
@@ -93,7 +93,7 @@ class Observer:
             )
             self._episode(status, fingerprint, (model, version, rule, severity))
 
-    def agents(self, agents: Iterable[Heard], now_ns: int) -> None:
+    def agents(self, agents: Iterable[AgentSeen], now_ns: int) -> None:
         """Present agents by model, and the least share that one of them scores."""
         counts: dict[tuple[str, str], int] = {}
         least: dict[tuple[str, str], float] = {}

@@ -24,7 +24,7 @@ from oodmon.daemon.commits import Commits
 from oodmon.daemon.couriers import Couriers
 from oodmon.daemon.health import Health
 from oodmon.daemon.http import VERSION, Management, Readiness
-from oodmon.daemon.intake import Fold, Heard, Intake
+from oodmon.daemon.intake import Fold, Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
@@ -172,13 +172,7 @@ class Service:
         if snapshot is not None and snapshot.state:
             self._thaw(self._parts.pipeline, snapshot.state)
         self._reader.seek({} if snapshot is None else snapshot.positions)
-        agents = [
-            Heard(a.source, a.model, a.version, a.sequence, a.observed_at, a.sampled_fraction)
-            for a in self._store.agents_seen()
-        ]
-        # One that changed its version has a row for each: the newest speaks for it.
-        agents.sort(key=lambda heard: heard.observed_at)
-        self._intake = Intake(self._parts.pipeline, agents, self.metrics)
+        self._intake = Intake(self._parts.pipeline, self._store.agents_seen(), self.metrics)
         self._observer.episodes(self._store.alerts(status="firing"))
 
     def _thaw(self, pipeline: Fold, state: bytes) -> None:
@@ -337,7 +331,7 @@ class Service:
 
     def _close(self) -> None:
         self._asked.close()
-        self._couriers.stop(0.0 if self._asked.forced else self._pace.grace_seconds)
+        self._couriers.stop(self._pace.grace_seconds, lambda: self._asked.forced)
         if self._http:
             self._http.stop()
         self._reader.close()

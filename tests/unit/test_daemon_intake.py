@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from oodmon.contracts import Delivery
-from oodmon.daemon.intake import Heard, Intake
+from oodmon.daemon.intake import Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.drift.budget import Budget
 from oodmon.errors import ContractError
 from oodmon.pipeline import Pipeline
 from oodmon.records import Fact, Notice, ScoreBatch
 from oodmon.rules import Rule
+from oodmon.store.events import AgentSeen
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, alerts, batch, calibration, plain, stream
 
@@ -133,12 +134,14 @@ def test_an_agent_that_began_anew_counts_from_zero_again() -> None:
 
 def test_what_the_store_knew_of_an_agent_counts() -> None:
     metrics = Metrics()
-    heard = Heard("agent", "m", "1", 4, EPOCH + 4 * SECOND)
+    heard = AgentSeen("agent", "m", "1", 4, EPOCH + 4 * SECOND, 320, 7, 1.0)
     intake = Intake(pipeline(), [heard], metrics)
     for one in stream(8):
         intake.take(Delivery(one, "agent", "p"))
     assert metrics.value("oodmon_batches_total", result="duplicate") == 5
     assert metrics.value("oodmon_batches_total", result="accepted") == 3
+    (seen,) = intake.group.agents.values()
+    assert (seen.samples, seen.dropped) == (320 + 3 * 64, 7), "totals go on over a restart"
 
 
 def test_agents_that_come_and_go_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import oodmon
-from oodmon.daemon.intake import Heard
 from oodmon.daemon.metrics import METRICS, OTHER, SERIES, Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.drift.budget import Budget
@@ -20,7 +19,7 @@ from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.pipeline import Pipeline
 from oodmon.records import DriftResult, Notice, Window
 from oodmon.rules import Rule
-from oodmon.store.events import Depth
+from oodmon.store.events import AgentSeen, Depth
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, alerts, batch, calibration, stream
 
@@ -219,10 +218,10 @@ def test_agents_depths_and_notices() -> None:
     now = EPOCH + 1000 * SECOND
     watcher.agents(
         [
-            Heard("a", "m", "1", 1, now, 0.5),
-            Heard("b", "m", "1", 1, now, 0.25),
-            Heard("gone", "m", "1", 1, EPOCH, 0.001),
-            Heard("old", "m", "0", 1, EPOCH, 0.001),
+            AgentSeen("a", "m", "1", 1, now, 1, 0, 0.5),
+            AgentSeen("b", "m", "1", 1, now, 1, 0, 0.25),
+            AgentSeen("gone", "m", "1", 1, EPOCH, 1, 0, 0.001),
+            AgentSeen("old", "m", "0", 1, EPOCH, 1, 0, 0.001),
         ],
         now,
     )
