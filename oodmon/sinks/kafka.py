@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from oodmon.contracts import Sink
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 _MODES: Final = ("structured", "binary")
 _COMPRESSIONS: Final = ("", "gzip", "snappy", "lz4", "zstd")
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+_MECHANISMS: Final = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _RECORD_OVERHEAD_BYTES: Final = 512
 """Allowance for the record and batch framing around key, value and headers."""
 _CLOSE_SECONDS: Final = 0.5
@@ -204,10 +206,15 @@ class Kafka(Sink):
             ("mode", self.mode, _MODES),
             ("compression", self.compression, _COMPRESSIONS),
             ("security_protocol", self.security_protocol, _PROTOCOLS),
+            ("sasl_mechanism", self.sasl_mechanism, _MECHANISMS),
         ):
             if value not in known:
                 expected = ", ".join(one or "empty" for one in known)
                 raise Rejected(f"kafka: {name} is {value!r}; expected one of: {expected}")
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
+            file = getattr(self, name)
+            if file and not Path(file).is_file():
+                raise Rejected(f"kafka: {name}: there is no file {file!r}")
         if not self.bootstrap_servers:
             raise Rejected("kafka: bootstrap_servers is empty")
 
@@ -321,8 +328,8 @@ def _fail(error: Exception, *, building: bool = False) -> NoReturn:
         AssertionError,
     )
     if building:
-        # A codec or a SASL mechanism whose library is missing; a certificate that is not there.
-        hopeless += (RuntimeError, FileNotFoundError, ImportError)
+        # A codec whose library is missing.
+        hopeless += (RuntimeError, ImportError)
     why = f"kafka: {error}" if isinstance(error, errors.KafkaError) else f"kafka: {error!r}"
     if isinstance(error, hopeless):
         raise Rejected(why) from error

@@ -140,6 +140,10 @@ class Store:
         """When a trigger fired (outcome ``fired``) since then, ns UTC, oldest first."""
         return self._firings.fired(trigger_id, since_ns)
 
+    def has_fired(self, trigger_id: str, request_id: str) -> bool:
+        """Whether a trigger fired for this request, however long ago."""
+        return self._firings.has_fired(trigger_id, request_id)
+
     def note_fired(self, trigger_id: str, request_id: str, at_ns: int, outcome: str) -> None:
         """Remember what became of a request. The first outcome stays, but ``fired`` always does."""
         self._firings.note(trigger_id, request_id, at_ns, outcome)

@@ -37,6 +37,18 @@ class Firings:
         with self._database.read() as connection:
             return list(connection.execute(query).scalars())
 
+    def has_fired(self, trigger_id: str, request_id: str) -> bool:
+        """Whether it fired for this request."""
+        table = trigger_firings
+        query = select(table.c.at_ns).where(
+            table.c.pipeline == self._pipeline,
+            table.c.trigger_id == key(trigger_id),
+            table.c.request_id == key(request_id),
+            table.c.outcome == _FIRED,
+        )
+        with self._database.read() as connection:
+            return connection.execute(query).first() is not None
+
     def note(self, trigger_id: str, request_id: str, at_ns: int, outcome: str) -> None:
         """The first outcome stays, except that whatever came before, firing is remembered."""
         table = trigger_firings

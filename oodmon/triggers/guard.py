@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal, Protocol
 
 from oodmon.contracts import Clock, Trigger, TriggerRequest
-from oodmon.errors import ContractError, Rejected
+from oodmon.errors import ContractError, Rejected, RetryLater, StoreError
 from oodmon.records import Event
 
 __all__ = ["DAY_SECONDS", "Guard", "History", "Outcome", "Remembered"]
@@ -26,12 +26,15 @@ Outcome = Literal["fired", "dry run", "cooldown", "quota", "rejected"]
 class History(Protocol):
     """What the guard remembers over restarts; the store fits.
 
-    The first outcome noted for a request stays: noting it again, with whatever outcome, changes
-    nothing. Otherwise an alert that is delivered twice would count as its own predecessor.
+    The first outcome noted for a request stays, but ``fired`` replaces any other and is never
+    replaced. Otherwise an alert that is delivered twice would count as its own predecessor.
     """
 
     def fired(self, trigger_id: str, since_ns: int) -> Sequence[int]:
         """When this trigger fired (outcome ``fired``), since then, ns UTC."""
+
+    def has_fired(self, trigger_id: str, request_id: str) -> bool:
+        """Whether this trigger fired for this request, however long ago."""
 
     def note_fired(self, trigger_id: str, request_id: str, at_ns: int, outcome: str) -> None:
         """Note what became of a request."""
@@ -51,9 +54,17 @@ class Remembered:
             if trigger == trigger_id and outcome == "fired" and at >= since_ns
         ]
 
+    def has_fired(self, trigger_id: str, request_id: str) -> bool:
+        """See `History.has_fired`."""
+        return self._noted.get((trigger_id, request_id), (0, ""))[1] == "fired"
+
     def note_fired(self, trigger_id: str, request_id: str, at_ns: int, outcome: str) -> None:
         """See `History.note_fired`."""
-        self._noted.setdefault((trigger_id, request_id), (at_ns, outcome))
+        key = (trigger_id, request_id)
+        if key not in self._noted or (
+            outcome == "fired" and not self.has_fired(trigger_id, request_id)
+        ):
+            self._noted[key] = (at_ns, outcome)
 
     @property
     def outcomes(self) -> Mapping[str, str]:
@@ -68,7 +79,7 @@ class Guard:
     ``quota`` (as many requests as a day allows were made in the last 24 hours); ``dry run`` (it
     would have fired, and only the log says so); ``rejected`` (the receiver will never take it).
     A request's id is the trigger's id and the alert's, so an episode asks once however often its
-    alert is delivered. Resolved alerts and other events pass without effect.
+    alert is delivered, even days later. Resolved alerts and other events pass without effect.
 
     In dry run the cooldown and the quota hold for what would have fired too, since the guard was
     made, so that the log shows the rate that a live trigger would have.
@@ -120,6 +131,21 @@ class Guard:
         self._clock = clock
         self._told = told or self._told
 
+    def __eq__(self, other: object) -> bool:
+        """Guards of the same options are equal, so that a reload leaves an unchanged one alone."""
+        if not isinstance(other, Guard):
+            return NotImplemented
+        return self._options() == other._options()
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"Guard{self._options()!r}"
+
+    def _options(self) -> tuple[str, Trigger, float, int, bool]:
+        return self.id, self.trigger, self.cooldown_seconds, self.daily_quota, self.dry_run
+
     def open(self) -> None:
         """Open the trigger; a dry run needs no receiver."""
         if not self.dry_run:
@@ -129,8 +155,13 @@ class Guard:
         """Decide on every firing alert among the events, in order."""
         for event in events:
             if event.type.startswith(_FIRING):
-                with self._lock:
-                    self._decide(event)
+                try:
+                    with self._lock:
+                        self._decide(event)
+                except StoreError as error:
+                    # Deciding without the history could fire too often; the request's id makes
+                    # it safe to fire again where only the noting failed.
+                    raise RetryLater(f"trigger {self.id}: no history: {error}") from error
 
     def close(self) -> None:
         """Close the trigger."""
@@ -144,6 +175,8 @@ class Guard:
             requested_at=now,
             labels={str(k): str(v) for k, v in _labels(alert).items()},
         )
+        if self._history.has_fired(self.id, request.id):
+            return  # delivered again
         outcome: Outcome = self._withheld(request.id, now) or "fired"
         if outcome == "fired" and self.dry_run:
             outcome = "dry run"

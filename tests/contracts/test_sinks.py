@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,16 +21,12 @@ from oodmon.triggers.webhook import Webhook as WebhookTrigger
 from tests.contracts.broken_sinks import BROKEN, BROKEN_LIVE
 from tests.servers.grafana import GrafanaServer
 from tests.servers.http import HttpServer
-from tests.servers.kafka import LEAKY, Broker, collect, ids
+from tests.servers.kafka import Broker, ids
 
 
 def _subjects(kind: str, names: list[str]) -> list[Any]:
     return [
-        pytest.param(
-            case,
-            id=f"{name}-{number}",
-            marks=[LEAKY] if name == "kafka" else [],
-        )
+        pytest.param(case, id=f"{name}-{number}")
         for name in names
         for number, case in enumerate(subjects(kind, name))
     ]
@@ -40,14 +36,6 @@ SINKS = _subjects("sinks", sinks.names())
 TRIGGERS = _subjects("triggers", triggers.names())
 
 Check = Callable[[Any], None]
-
-
-@pytest.fixture(autouse=True)
-def _collected(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever the client left to the garbage collector is collected with its test."""
-    yield
-    if request.node.get_closest_marker("filterwarnings"):
-        collect()
 
 
 def named(check: Check) -> str:

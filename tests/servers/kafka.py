@@ -6,7 +6,6 @@ it are then skipped.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ import stat
 import subprocess
 import time
 import uuid
-import warnings
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -114,17 +112,6 @@ def _binary() -> Path:
     return found
 
 
-LEAKY = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-"""For tests in which kafka-python fails to connect: it leaves those sockets to the collector."""
-
-
-def collect() -> None:
-    """Let the collector find them now, where the warning is ignored, and not in another test."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
 @pytest.fixture(scope="session")
 def _broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     given = os.environ.get("OODMON_TEST_KAFKA")
@@ -146,7 +133,6 @@ def kafka(_broker: Broker) -> Iterator[Broker]:
     if not os.environ.get("OODMON_TEST_KAFKA"):
         _broker.thaw()
         _broker.start()
-    collect()
 
 
 def ids(records: Sequence[Any]) -> list[str]:
