@@ -1,0 +1,169 @@
+"""Fitting: disjoint shares, one pass, the model left as it was, any kind of data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import Tensor, nn  # noqa: E402
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
+
+from oodmon.errors import ContractError  # noqa: E402
+from oodmon.fitting import fit, shares  # noqa: E402
+from oodmon.fitting.sources import Source, from_data, from_npz  # noqa: E402
+from oodmon.registry import detectors, taps  # noqa: E402
+
+ROWS = 200
+
+
+class Net(nn.Module):
+    """Takes a scale by name; counts its passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5))
+        self.fc = nn.Linear(8, 3)
+        self.passes = 0
+
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        self.passes += 1
+        out: Tensor = self.fc(self.body(x if scale is None else x * scale))
+        return out
+
+
+def arrays() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(ROWS, 4, generator=draw), torch.arange(ROWS) % 3
+
+
+def run(model: nn.Module, source: Source, **options: Any) -> Any:
+    named = options.pop("detectors", {"msp": detectors.create("msp")})
+    return fit(
+        model,
+        source,
+        tap=taps.create("hooks"),
+        detectors=named,
+        model_name="net",
+        version="1",
+        **options,
+    )
+
+
+def test_the_model_runs_once_per_batch_and_is_left_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    model.body[1].eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    source = from_data(arrays(), batch_size=50, seed=0)
+    fitting = run(model, source, detectors={n: detectors.create(n) for n in ("msp", "energy")})
+    assert model.passes == 4
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+    assert fitting.learnt + fitting.calibrated == ROWS
+    assert len(fitting.detectors["msp"].calibration.scores) == fitting.calibrated
+
+
+def test_shares_are_disjoint_seeded_and_survive_the_move_to_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from oodmon.records import Activations
+
+    inputs, labels = arrays()
+    kept = []
+    for limit, name in ((1 << 30, "memory"), (600, "files")):
+        monkeypatch.setattr(shares, "_MEMORY_BYTES", limit)
+        folder = tmp_path / name
+        folder.mkdir()
+        both = shares.Shares(folder, 0.3, seed=5)
+        for rows in torch.arange(ROWS).split(20):
+            both.add(Activations(layers={"a.b": inputs[rows]}, labels=labels[rows]))
+        parts = [
+            torch.cat([acts.layers["a.b"] for acts in share.batches()])
+            for share in (both.learn, both.calibrate)
+        ]
+        together = {tuple(row) for row in torch.cat(parts).tolist()}
+        assert together == {tuple(row) for row in inputs.tolist()}
+        assert sum(map(len, parts)) == ROWS
+        assert 0.2 < len(parts[0]) / ROWS < 0.4
+        kept.append(parts)
+    assert list((tmp_path / "files").rglob("*.safetensors"))
+    assert not list((tmp_path / "memory").iterdir())
+    assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+
+
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(zip(*arrays(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        arrays(),
+        tuple(part.numpy() for part in arrays()),
+        (arrays()[0].double().numpy(), None),
+        arrays()[0].numpy(),
+        TensorDataset(*arrays()),
+        DataLoader(TensorDataset(*arrays()), batch_size=32),
+        Stream(),
+        [arrays()],
+        [{"x": arrays()[0], "scale": torch.ones(ROWS, 1), "labels": arrays()[1]}],
+        [((arrays()[0], torch.ones(ROWS, 1)), arrays()[1])],
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_any_kind_of_data_set(data: Any) -> None:
+    torch.manual_seed(0)
+    fitting = run(Net(), from_data(data, batch_size=64, seed=0))
+    assert fitting.learnt + fitting.calibrated == ROWS
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (iter([arrays()]), "an iterator, which one pass uses up"),
+        (3, "expected arrays .* found int"),
+        ((arrays()[0], arrays()[1][:5]), "200 inputs, but 5 labels"),
+        ((arrays()[0], arrays()[0]), r"labels: expected whole numbers \(B,\)"),
+        ([(arrays()[0], arrays()[1][:5])], "a batch of 200 inputs and 5 labels gave 200 rows"),
+        ((arrays()[0][:2], None), "too few; at least 2 of each"),
+    ],
+)
+def test_data_that_cannot_be_used(data: Any, said: str) -> None:
+    with pytest.raises(ContractError, match=said):
+        run(Net(), from_data(data, batch_size=64, seed=0))
+
+
+def test_rows_that_cannot_be_scored_are_left_out_and_counted() -> None:
+    inputs, labels = arrays()
+    inputs[::4] = float("nan")
+    fitted = run(Net(), from_data((inputs, labels), batch_size=64, seed=0)).detectors["msp"]
+    assert fitted.invalid > 0
+    assert not np.isnan(fitted.calibration.scores).any()
+    with pytest.raises(ContractError, match="could score 0 of"):
+        run(Net(), from_data((inputs * float("nan"), labels), batch_size=64, seed=0))
+
+
+def test_npz_rows_of_unknown_class_are_left_out(tmp_path: Path) -> None:
+    images = np.full((6, 2, 3), 255, np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1, -1, 0, 1, -1]))
+    (batch,) = from_npz(tmp_path / "a.npz", batch_size=8, seed=0).batches()
+    assert batch.arguments[0].shape == (4, 1, 2, 3)
+    assert float(batch.arguments[0].max()) == 1.0
+    np.savez(tmp_path / "b.npz", images=np.zeros((6, 5, 7, 3), np.uint8))
+    (batch,) = from_npz(tmp_path / "b.npz", batch_size=8, seed=0).batches()
+    assert batch.arguments[0].shape == (6, 3, 5, 7)
+    np.savez(tmp_path / "c.npz", pictures=images)
+    with pytest.raises(ContractError, match="expected an array called inputs or images or x"):
+        from_npz(tmp_path / "c.npz", batch_size=8, seed=0)
+    (tmp_path / "d.npz").write_bytes(b"no archive")
+    with pytest.raises(ContractError, match=r"not a readable \.npz file"):
+        from_npz(tmp_path / "d.npz", batch_size=8, seed=0)
