@@ -67,24 +67,32 @@ def subjects(kind: str, name: str) -> Sequence[Any]:
     classmethod; else it is tried with its defaults. `UnknownName` and `BrokenPlugin` as in the
     registry.
     """
-    cases: Sequence[Any] = _module(kind).cases(kinds[kind].get(name))
+    module = _module(kind)
+    if kind not in kinds:
+        raise UnknownName(f"checks: {kind!r} is no kind of component; take one of the others")
+    cases: Sequence[Any] = module.cases(kinds[kind].get(name))
     return cases
 
 
 def conform(kind: str, name: str) -> list[Outcome]:
-    """Run every check of the kind on every case of one component; nothing is raised by a check."""
-    outcomes = []
+    """Run every check of the kind, and those of options, on every case of one component.
+
+    Nothing is raised by a check; `UnknownName` and `BrokenPlugin` as in the registry.
+    """
     cases = subjects(kind, name)
-    for case in cases:
-        label = f" {case!r}" if len(cases) > 1 else ""
-        for check in checks_for(kind):
-            title = check.__name__.removeprefix("check_").replace("_", " ") + label
-            try:
-                check(case)
-            except Exception as error:
-                # A component that raises fails the check as one that answers wrongly does.
-                kind_of = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-                outcomes.append(Outcome(title, passed=False, message=f"{kind_of}{error}"))
-            else:
-                outcomes.append(Outcome(title, passed=True))
-    return outcomes
+    return [
+        _outcome(check, case, f" {case!r}" if len(cases) > 1 else "")
+        for case in cases
+        for check in (*checks_for(kind), *checks_for("config"))
+    ]
+
+
+def _outcome(check: Check, case: Any, label: str) -> Outcome:
+    title = check.__name__.removeprefix("check_").replace("_", " ") + label
+    try:
+        check(case)
+    except Exception as error:
+        # A component that raises fails the check as one that answers wrongly does.
+        what = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
+        return Outcome(title, passed=False, message=f"{what}{error}")
+    return Outcome(title, passed=True)

@@ -6,7 +6,6 @@ the same decisions however the traffic was cut or interrupted.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -45,15 +44,7 @@ def check_docstring_tells_the_four(test: Test) -> None:
         assert lines, f"the docstring of {type(test).__name__} has no line `{word}  …`"
 
 
-def check_is_a_frozen_dataclass(test: Test) -> None:
-    """Options are the fields of a frozen dataclass; nothing can be kept on the test itself."""
-    assert dataclasses.is_dataclass(test), f"{type(test).__name__} is not a dataclass"
-    params = type(test).__dataclass_params__
-    assert params.frozen, f"{type(test).__name__} is not frozen"
-
-
 CHECKS: Final[tuple[Callable[[Test], None], ...]] = (
-    check_is_a_frozen_dataclass,
     check_docstring_tells_the_four,
     check_says_how_often_it_is_wrong,
     check_results_are_well_formed,
