@@ -134,7 +134,9 @@ class Gate:
                 return
             visit.size = sum(t.numel() * t.element_size() for t in visit.tensors())
             visit.serving_seconds = max(ended - visit.begun - tap_seconds, 0.0)
-            visit.ended = mark(next(visit.tensors()).device)
+            # The model may have moved since it was attached.
+            self._device = next(visit.tensors()).device
+            visit.ended = mark(self._device)
             visit.tap_seconds = tap_seconds + perf_counter() - ended
             if remark:
                 self._remark(room, remark)
