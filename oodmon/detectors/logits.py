@@ -7,6 +7,7 @@ computed once per batch and shared through `Activations`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -40,6 +41,9 @@ counted in a sum of gaps: up to 1e6 gaps of `_FAR` weigh less than 1e-4 of one m
 _FEW: Final = 64
 """Below so many classes separate kernels beat torch's fused softmax on a CPU."""
 
+_CHUNK: Final = 1 << 16
+"""Logits that are worked on at once where there are many: their temporaries stay in the cache."""
+
 
 def two_sided(acts: Activations) -> Tensor:
     """Logits (B, K), K ≥ 2, at least float32.
@@ -53,7 +57,7 @@ def two_sided(acts: Activations) -> Tensor:
 def _two_sided(logits: Tensor) -> Tensor:
     if logits.ndim != 2 or logits.shape[1] == 0:
         raise ContractError(f"logits: expected (B, C), found {tuple(logits.shape)}")
-    if logits.dtype not in (torch.float32, torch.float64):
+    if logits.dtype is not torch.float32 and logits.dtype is not torch.float64:
         logits = logits.float()
     if logits.shape[1] == 1:
         half = logits / 2
@@ -63,12 +67,19 @@ def _two_sided(logits: Tensor) -> Tensor:
 
 def _top(acts: Activations) -> Tensor:
     """Largest logit (B, 1)."""
+    if two_sided(acts).shape[1] < _FEW:
+        return _top_and_class(acts)[0]
     return acts.shared("logits.top", lambda: two_sided(acts).amax(dim=1, keepdim=True))
+
+
+def _top_and_class(acts: Activations) -> tuple[Tensor, Tensor]:
+    """Largest logit (B, 1) and its class (B, 1); of several the first."""
+    return acts.shared("logits.max", lambda: two_sided(acts).max(dim=1, keepdim=True))
 
 
 def predicted(acts: Activations) -> Tensor:
     """Predicted class (B,) int64; of several largest logits the first."""
-    return acts.shared("logits.predicted", lambda: two_sided(acts).argmax(dim=1))
+    return _top_and_class(acts)[1].squeeze(1)
 
 
 def log_partition(acts: Activations, temperature: float = 1.0) -> Tensor:
@@ -78,59 +89,65 @@ def log_partition(acts: Activations, temperature: float = 1.0) -> Tensor:
         logits, top = two_sided(acts), _top(acts)
         if temperature != 1.0:
             logits, top = logits / temperature, top / temperature
-        if logits.shape[1] < _FEW:
-            total = (logits - top).exp_().sum(dim=1).log_()
-            return total.add_(top[:, 0])
-        # the largest log-probability is top - lse, and log_softmax is one fused kernel
-        return top[:, 0] - logits.log_softmax(dim=1).amax(dim=1)
+        return _log_sum_exp(logits, top)
 
     return acts.shared(f"logits.lse@{temperature}", compute)
 
 
+def _log_sum_exp(values: Tensor, top: Tensor) -> Tensor:
+    """(B,), given the largest value of each row (B, 1)."""
+    if values.shape[1] < _FEW and len(values) > 1:
+        return (values - top).exp_().sum(dim=1).log_().add_(top.squeeze(1))
+    # the largest log-probability is top - lse, and log_softmax is one fused kernel
+    return top.squeeze(1) - values.log_softmax(dim=1).amax(dim=1)
+
+
 def confidence(acts: Activations) -> Tensor:
     """Largest softmax probability (B,), in (0, 1]."""
-    return acts.shared("logits.confidence", lambda: (_top(acts)[:, 0] - log_partition(acts)).exp_())
+    return acts.shared(
+        "logits.confidence", lambda: (_top(acts).squeeze(1) - log_partition(acts)).exp_()
+    )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Others:
-    """All classes but the predicted one, relative to it; exact however sure the model is.
+def _gaps(acts: Activations, temperature: float) -> Tensor:
+    """(z_k - z_top) / T, (B, K) for few classes, with -`_MARK` in the place of the predicted one.
 
-    Attributes:
-        log_odds: log of the sum of exp(z_k - z_top) over k that do not share the top, (B,).
-        tied: how many classes share the top beyond the first, (B,).
-        gaps: (z_top - z_k) / T, (B, K); `_MARK` at the top.
-        weights: softmax over the classes that do not share the top, (B, K).
+    What is wanted of the others is computed from them, never as 1 - p: that difference is 0 in
+    float32 from a gap of 17 on, and the order is lost.
     """
 
-    log_odds: Tensor
-    tied: Tensor
-    gaps: Tensor
-    weights: Tensor
-
-
-def _others(acts: Activations, temperature: float) -> _Others:
-    """Never 1 - p: that difference is 0 in float32 from a gap of 17 on, and the order is lost."""
-
-    def compute() -> _Others:
-        gaps = _top(acts) - two_sided(acts)
+    def compute() -> Tensor:
+        top, label = _top_and_class(acts)
+        gaps = two_sided(acts) - top
         if temperature != 1.0:
             gaps /= temperature
-        gaps.clamp_(max=_FAR)
-        torch.threshold_(gaps, 0.0, _MARK)
-        tied = (gaps.sum(dim=1) / _MARK).round_().sub_(1.0)
-        nearest = gaps.amin(dim=1, keepdim=True)
-        if gaps.shape[1] < _FEW:
-            weights = (nearest - gaps).exp_()
-            total = weights.sum(dim=1, keepdim=True)
-            weights /= total
-            log_odds = (total.log_() - nearest)[:, 0]
-        else:
-            weights = gaps.neg().softmax(dim=1)
-            log_odds = -nearest[:, 0] - weights.amax(dim=1).log_()
-        return _Others(log_odds, tied, gaps, weights)
+        return gaps.scatter_(1, label, -_MARK)
 
-    return acts.shared(f"logits.others@{temperature}", compute)
+    return acts.shared(f"logits.gaps@{temperature}", compute)
+
+
+def _marked(logits: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """As `_gaps` for many classes, but every class that shares the top logit is marked.
+
+    Finding a class costs ten times what finding the value does. Also how many share it beyond the
+    first, (B,).
+    """
+    gaps = top - logits
+    if temperature != 1.0:
+        gaps /= temperature
+    torch.threshold_(gaps.clamp_(max=_FAR), 0.0, _MARK)
+    tied = (gaps.sum(dim=1) / _MARK).round_().sub_(1.0)
+    return gaps.neg_(), tied
+
+
+def _by_chunks(acts: Activations, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """`compute` on (b, K) logits and their top (b, 1), a cache's worth of rows at a time."""
+    logits, top = two_sided(acts), _top(acts)
+    size = max(1, _CHUNK // logits.shape[1])
+    if logits.device.type != "cpu" or len(logits) <= size:
+        return compute(logits, top)
+    starts = range(0, len(logits), size)
+    return torch.cat([compute(logits[i : i + size], top[i : i + size]) for i in starts])
 
 
 def _positive(detector: str, temperature: float) -> None:
@@ -182,12 +199,19 @@ class MSP(Detector):
         """log of the sum of the other classes' probabilities, or minus the largest one."""
         del state
         if self.scale == "prob":
-            top = _top(acts)[:, 0]
+            top = _top(acts).squeeze(1)
             if self.temperature != 1.0:
                 top = top / self.temperature
             return (top - log_partition(acts, self.temperature)).exp_().neg_()
-        others = _others(acts, self.temperature)
-        return functional.logsigmoid(torch.logaddexp(others.log_odds, others.tied.log()))
+        if two_sided(acts).shape[1] < _FEW:
+            gaps = _gaps(acts, self.temperature)
+            return functional.logsigmoid(_log_sum_exp(gaps, gaps.amax(dim=1, keepdim=True)))
+        return _by_chunks(acts, self._of_many)
+
+    def _of_many(self, logits: Tensor, top: Tensor) -> Tensor:
+        gaps, tied = _marked(logits, top, self.temperature)
+        log_odds = _log_sum_exp(gaps, gaps.amax(dim=1, keepdim=True))
+        return functional.logsigmoid(torch.logaddexp(log_odds, tied.log_()))
 
 
 @detectors.register("max_logit")
@@ -217,7 +241,7 @@ class MaxLogit(Detector):
     def score(self, acts: Activations, state: State) -> Tensor:
         """Minus the largest logit."""
         del state
-        return _top(acts)[:, 0].neg()
+        return two_sided(acts).amax(dim=1).neg_()
 
 
 @detectors.register("energy")
@@ -253,7 +277,8 @@ class Energy(Detector):
     def score(self, acts: Activations, state: State) -> Tensor:
         """Minus the temperature times the log partition."""
         del state
-        return log_partition(acts, self.temperature) * -self.temperature
+        found = log_partition(acts, self.temperature).neg()
+        return found if self.temperature == 1.0 else found.mul_(self.temperature)
 
 
 @detectors.register("entropy")
@@ -283,11 +308,21 @@ class Entropy(Detector):
     def score(self, acts: Activations, state: State) -> Tensor:
         """With n top classes and odds t of the others: log(n + t) + t/(n + t) · mean gap.
 
-        The mean gap of the others is taken over their own softmax, so nothing cancels.
+        The mean gap is taken over the others' own softmax, so nothing cancels.
         """
         del state
-        others = _others(acts, self.temperature)
-        odds = others.log_odds.exp()
-        # a marked gap has weight 0, except where all classes are tied: there the odds are 0
-        mean_gap = (others.gaps * others.weights).sum(dim=1)
-        return torch.log1p(others.tied + odds) + odds * mean_gap / (1.0 + others.tied + odds)
+        if two_sided(acts).shape[1] >= _FEW:
+            return _by_chunks(acts, self._of_many)
+        # of a marked class and of one with logit -inf both are 0: exp(-1e20), and 1e20 times that
+        gaps = _gaps(acts, self.temperature).clamp(min=-_FAR)
+        odds = gaps.exp()
+        weighted = (odds * gaps).sum(dim=1)
+        total = odds.sum(dim=1)
+        return total.log1p() - weighted / total.add_(1.0)
+
+    def _of_many(self, logits: Tensor, top: Tensor) -> Tensor:
+        gaps, tied = _marked(logits, top, self.temperature)
+        shares = gaps.softmax(dim=1)
+        odds = (gaps.amax(dim=1) - shares.amax(dim=1).log_()).exp_()
+        mean = shares.mul_(gaps).sum(dim=1)
+        return torch.log1p(tied + odds) - odds * mean / (1.0 + tied + odds)

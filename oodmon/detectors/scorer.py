@@ -115,14 +115,16 @@ class Scorer:
 
         `ContractError` names a layer that was not tapped or a shape that does not fit.
         """
-        with torch.inference_mode():
-            scores = self._detector.score(acts, self._state)
-            if scores.ndim != 1 or scores.shape[0] != acts.rows:
-                raise ContractError(
-                    f"{_name(self._detector)}: expected scores ({acts.rows},), "
-                    f"found {tuple(scores.shape)}"
-                )
-            return scores.to(torch.float32)
+        if not torch.is_inference_mode_enabled():
+            with torch.inference_mode():
+                return self.score(acts)
+        scores = self._detector.score(acts, self._state)
+        if scores.ndim != 1 or scores.shape[0] != acts.rows:
+            raise ContractError(
+                f"{_name(self._detector)}: expected scores ({acts.rows},), "
+                f"found {tuple(scores.shape)}"
+            )
+        return scores if scores.dtype == torch.float32 else scores.to(torch.float32)
 
     def to(self, device: str | torch.device) -> Scorer:
         """The same scorer elsewhere; the digest stays."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -161,11 +162,8 @@ class SharesABuffer(Honest):
 
     def measure(self, features: Tensor, mean: Tensor) -> Tensor:
         self.buffer["features"] = features
-        total = 0.0
-        for _ in range(200):
-            # long enough for the other thread to come in between
-            total += float(torch.linalg.matrix_norm(features))
-        return super().measure(self.buffer["features"], mean) + 0.0 * total
+        time.sleep(0.002)  # the other thread comes in between
+        return super().measure(self.buffer["features"], mean)
 
 
 class Impostor(Honest):
