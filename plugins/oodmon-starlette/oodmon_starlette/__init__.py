@@ -16,7 +16,7 @@ from typing import Final
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from oodmon.agent import request
+from oodmon import request
 
 __all__ = ["OTHER", "OodmonMiddleware"]
 
