@@ -99,7 +99,7 @@ def _reads(cls: type[Any]) -> str:
 def _options(cls: type[Any]) -> list[dict[str, Any]]:
     import dataclasses
 
-    from oodmon.config.convert import options_of
+    from oodmon.config.fields import options_of
     from oodmon.config.wording import describe
 
     found = []

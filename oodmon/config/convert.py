@@ -9,7 +9,6 @@ the environment. A `Secret` can come from nowhere else.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import re
 import types
@@ -22,39 +21,19 @@ from typing import Any, Final, Literal, Union
 import yaml
 
 from oodmon.config.document import Problems
+from oodmon.config.fields import names_path, options_of
 from oodmon.config.wording import TAGS, VARIABLE, describe, found, listed, near, unquote
 from oodmon.secret import Secret
 
-__all__ = ["MISSING", "Converter", "names_path", "options_of"]
+__all__ = ["MISSING", "Converter"]
 
 MISSING: Final = object()
 """No value: the problems say why."""
 
 _INTEGER = re.compile(r"[-+]?(?:0|[1-9][0-9]*(?:_[0-9]+)*)")
 _PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/@:\s]*:([^/@\s]+)@")
-_PATHS = ("_path", "_file", "_folder", "_cafile", "_certfile", "_keyfile")
 _MAX_DIGITS = 400
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-
-
-def names_path(name: str) -> bool:
-    """Whether an option of this name holds a file or a folder, by the naming rule of options."""
-    return name == "path" or name.endswith(_PATHS)
-
-
-def options_of(cls: type[Any]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
-    """Option → (field, annotation) of a dataclass; `TypeError` where that cannot be told."""
-    if not dataclasses.is_dataclass(cls):
-        raise TypeError(f"{cls.__module__}.{cls.__qualname__} is not a dataclass")
-    options = {f.name: f for f in dataclasses.fields(cls) if f.init}
-    hints: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__):
-        # Only the options: what else a class keeps may be annotated with names that exist for
-        # the type checker alone.
-        own = {n: a for n, a in inspect.get_annotations(owner).items() if n in options}
-        holder = type("Options", (), {"__annotations__": own, "__module__": owner.__module__})
-        hints |= typing.get_type_hints(holder, include_extras=True)
-    return {name: (option, hints[name]) for name, option in options.items()}
 
 
 @dataclass(frozen=True, slots=True)

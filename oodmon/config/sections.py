@@ -10,7 +10,8 @@ from typing import Final, Literal, TypeVar
 
 import yaml
 
-from oodmon.config.convert import MISSING, Converter, options_of
+from oodmon.config.convert import MISSING, Converter
+from oodmon.config.fields import options_of
 from oodmon.config.references import check_rules, detector_ids, hints
 from oodmon.config.schema import (
     AgentSection,
