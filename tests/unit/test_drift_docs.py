@@ -21,7 +21,7 @@ def test_the_options_table_holds_every_option_with_its_default() -> None:
             test = cells[0] or test
             told[test, cells[1]] = float(cells[2])
     known = {
-        (name, field.name): float(field.default)
+        (name, field.name): float(str(field.default))
         for name in drift.names()
         if name != "budget"
         for field in dataclasses.fields(drift.get(name))  # type: ignore[arg-type]
