@@ -42,7 +42,8 @@ def replay(config: str, source: str, store_config: str | None, last: float, as_j
 
     Nothing is written and nobody is told: a way to try other tests, thresholds and rules. Stored
     windows are counts, without the raw scores that they came from: a test that reads raw scores
-    sees none. The feed holds raw scores, but is the daemon's while that runs.
+    sees none, and of sliding windows a test that counts every sample once sees those that do not
+    overlap. The feed holds raw scores, but is the daemon's while that runs.
     """
     from oodmon.config.parse import load
 
