@@ -86,6 +86,9 @@ class Delivery:
         self._calling_since: float | None = None
         self._told_stall = False
         self._thread = threading.Thread(target=self._run, name=f"deliver {name}", daemon=True)
+        for result in ("delivered", "retried", "rejected", "expired"):
+            metrics.add("oodmon_sink_deliveries_total", 0, sink=name, result=result)
+        metrics.add("oodmon_dead_letters_total", 0, sink=name)
         metrics.put("oodmon_sink_stalled", 0, sink=name)
         metrics.put("oodmon_sink_up", 1, sink=name)
 

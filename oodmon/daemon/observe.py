@@ -53,7 +53,15 @@ class Observer:
             flag_level: the tail probability at which samples are flagged; the label `level`.
             calibrated: detector → when its calibration was made, seconds since the epoch.
         """
-        put = self._metrics.put
+        put, add = self._metrics.put, self._metrics.add
+        # A counter that appears with its first event hides that event from rate and increase.
+        model = {"model": pipeline.model, "model_version": pipeline.version}
+        for name in ("oodmon_samples_total", "oodmon_batches_lost_total", "oodmon_notices_total"):
+            add(name, 0, **model)
+        for reason in ("agent", "late", "rejected", "duplicate"):
+            add("oodmon_samples_dropped_total", 0, **model, reason=reason)
+        for result in ("accepted", "rejected", "duplicate"):
+            add("oodmon_batches_total", 0, result=result)
         self._level = f"{flag_level:g}"
         self._weighing = frozenset(
             name for name, test in pipeline.tests.items() if test.name in _WEIGHING

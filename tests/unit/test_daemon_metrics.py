@@ -238,6 +238,18 @@ def test_agents_depths_and_notices() -> None:
     assert metrics.value("oodmon_notices_total", **MODEL) == 1
 
 
+def test_counters_that_rules_watch_exist_from_the_start() -> None:
+    metrics = Metrics()
+    observer(metrics, pipeline(Windowing(10, 0, 2)))
+    text = _text(metrics)
+    for series in (
+        'oodmon_samples_total{model="m",model_version="1"} 0.0',
+        'oodmon_batches_lost_total{model="m",model_version="1"} 0.0',
+        'oodmon_samples_dropped_total{model="m",model_version="1",reason="late"} 0.0',
+    ):
+        assert series in text
+
+
 def test_late_samples_and_infinite_statistics() -> None:
     metrics = Metrics()
     watcher = Observer(metrics)
