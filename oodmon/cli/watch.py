@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -21,6 +22,7 @@ __all__ = ["status", "tail"]
 
 _SECOND: Final = 1_000_000_000
 _PAGE: Final = 500
+_LEAST_SECONDS: Final = 0.05
 
 
 @click.command()
@@ -163,17 +165,24 @@ def tail(config: str, since: float, every: float, once: bool, as_json: bool) -> 
     with opened_store(config) as store:
         if not since:
             told.update(_identity(kind, row) for kind, row in _happened(store, 0))
-        while True:
-            for kind, row in _happened(store, begun if since else 0):
-                identity = _identity(kind, row)
-                if identity not in told:
-                    told.add(identity)
-                    click.echo(
-                        json.dumps({"kind": kind, **row}) if as_json else _sentence(kind, row)
-                    )
-            if once:
-                return
-            time.sleep(max(every, 0.05))
+        # Ctrl-C is how one stops following, not a failure.
+        with suppress(KeyboardInterrupt):
+            _follow(store, begun if since else 0, told, 0.0 if once else every, as_json)
+
+
+def _follow(
+    store: Store, since_ns: int, told: set[tuple[str, ...]], every: float, as_json: bool
+) -> None:
+    """Say what was not told yet, again and again; once where `every` is 0."""
+    while True:
+        for kind, row in _happened(store, since_ns):
+            identity = _identity(kind, row)
+            if identity not in told:
+                told.add(identity)
+                click.echo(json.dumps({"kind": kind, **row}) if as_json else _sentence(kind, row))
+        if not every:
+            return
+        time.sleep(max(every, _LEAST_SECONDS))
 
 
 def _happened(store: Store, since_ns: int) -> list[tuple[str, dict[str, Any]]]:
