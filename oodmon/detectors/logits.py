@@ -121,7 +121,8 @@ def _gaps(acts: Activations, temperature: float) -> Tensor:
         gaps = two_sided(acts) - top
         if temperature != 1.0:
             gaps /= temperature
-        return gaps.scatter_(1, label, -_MARK)
+        # added to its gap of 0, so that a row with an infinite logit stays NaN
+        return gaps.scatter_(1, label, -_MARK, reduce="add")
 
     return acts.shared(f"logits.gaps@{temperature}", compute)
 
