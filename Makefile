@@ -17,7 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet -c constraints.txt "torch" "numpy"
-	$(BIN)/python -m pip install --quiet -c constraints.txt --editable ".[all]" --group dev --group demo
+	$(BIN)/python -m pip install --quiet -c constraints.txt --group dev --group demo \
+	  --editable ".[all]" --editable plugins/oodmon-example-detector \
+	  --editable plugins/oodmon-starlette
 	touch $@
 
 system:  ## servers that the tests start themselves (Debian packages; needs root)

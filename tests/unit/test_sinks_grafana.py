@@ -180,3 +180,13 @@ def test_push_survives_somebody_else_creating_the_folder(grafana: GrafanaServer)
 def test_push_says_why_it_cannot(grafana: GrafanaServer) -> None:
     with pytest.raises(Rejected, match="403"):
         push(grafana.url, Secret(grafana.reader_token))
+
+
+def test_tls_is_verified(https_server: tuple[HttpServer, str]) -> None:
+    server, certificate = https_server
+    server.default = Answer(body=b"[]", headers={"Content-Type": "application/json"})
+    with pytest.raises(RetryLater, match="grafana"):
+        Grafana(server.url, Secret("t"), timeout_seconds=3.0).open()
+    assert not server.requests
+    Grafana(server.url, Secret("t"), timeout_seconds=3.0, ca_file=certificate).open()
+    assert server.requests

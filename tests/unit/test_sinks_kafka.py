@@ -162,3 +162,10 @@ def test_the_password_reaches_the_client_and_nothing_else(sink: Kafka) -> None:
     assert settings["acks"] == "all"
     assert settings["enable_idempotence"] is True
     assert "pw-1" not in repr(armed)
+
+
+def test_a_login_by_sasl(sink: Kafka, kafka: Broker) -> None:
+    login = replace(sink, security_protocol="SASL_PLAINTEXT", username="me", password=Secret("pw"))
+    login.send([event()])
+    login.close()
+    assert ids(kafka.read_all(sink.topic)) == [event().id]

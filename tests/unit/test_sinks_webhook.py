@@ -199,3 +199,15 @@ def test_an_event_that_is_no_json_is_rejected(http_server: HttpServer) -> None:
     with pytest.raises(Rejected, match="cannot be encoded"):
         sink(http_server).send([bad])
     assert not http_server.requests
+
+
+def test_tls_is_verified(https_server: tuple[HttpServer, str]) -> None:
+    server, certificate = https_server
+    with pytest.raises(RetryLater, match="CERTIFICATE_VERIFY_FAILED"):
+        Webhook(server.url, SECRET, timeout_seconds=3.0).send([event()])
+    assert not server.requests
+    Webhook(server.url, SECRET, timeout_seconds=3.0, ca_file=certificate).send([event()])
+    assert verify(SECRET, server.requests[0].headers, server.requests[0].body)
+    other = server.url.replace("localhost", "127.0.0.1")
+    with pytest.raises(RetryLater, match="CERTIFICATE_VERIFY_FAILED"):
+        Webhook(other, SECRET, timeout_seconds=3.0, ca_file=certificate).send([event()])
