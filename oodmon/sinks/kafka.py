@@ -49,21 +49,37 @@ class _Message:
 
 
 class _Network:
-    """The producer's network client, kept so that its sockets are closed in every case.
+    """The producer's network client, kept so that it connects in time and is closed in every case.
 
-    A producer that cannot be built leaves its client open, and the sender's thread closes it only
-    where it ends well.
+    The client's own timeout does not cover the TLS handshake, and a producer that cannot be built
+    leaves its client open.
+
+    Args:
+        seconds: bound on connecting.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
         self._clients: list[Any] = []
+        self.connected = False
 
     def build(self, **settings: Any) -> Any:
         """What the producer calls to make its client."""
         from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
 
-        self._clients.append(KafkaNetClient(**settings))
-        return self._clients[-1]
+        client = KafkaNetClient(**settings)
+        self._clients.append(client)
+        client._net.call_later(self._seconds, self._give_up)
+        return client
+
+    def _give_up(self) -> None:
+        """Fail what still connects; runs in the client's own event loop."""
+        from kafka.errors import KafkaTimeoutError  # type: ignore[import-untyped]
+
+        if not self.connected:
+            for client in self._clients:
+                for connection in list(client._manager._conns.values()):
+                    connection.close(KafkaTimeoutError(f"not connected in {self._seconds:.3g} s"))
 
     def close(self) -> None:
         """Close the client; again is nothing."""
@@ -226,13 +242,14 @@ class Kafka(Sink):
         deadline = time.monotonic() + self.timeout_seconds
         # The client retries silently until its timeout; a knock on the door fails at once.
         _knock(self.bootstrap_servers, self.timeout_seconds)
-        network = _Network()
+        left = max(0.1, deadline - time.monotonic())
+        network = _Network(left)
         try:
-            left = max(0.1, deadline - time.monotonic())
             producer = KafkaProducer(**self._settings(left), kafka_client=network.build)
         except Exception as error:
             network.close()
             _fail(error, building=True)
+        network.connected = True
         return _Connection(producer, network)
 
     def _settings(self, connect_seconds: float) -> dict[str, Any]:

@@ -43,7 +43,7 @@ class Honest(Detector):
         return self.measure(acts.layer(self.layer).float(), state["mean"])
 
     def measure(self, features: Tensor, mean: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(features - mean, dim=1)
+        return torch.linalg.vector_norm(features - mean, dim=1)  # type: ignore[no-any-return]
 
 
 class TwoColumns(Honest):
@@ -90,7 +90,7 @@ class NeedsARow(Honest):
 
 class WritesToTheLayer(Honest):
     def score(self, acts: Activations, state: State) -> Tensor:
-        return torch.linalg.vector_norm(acts.layer(self.layer).sub_(state["mean"]), dim=1)
+        return torch.linalg.vector_norm(acts.layer(self.layer).sub_(state["mean"]), dim=1)  # type: ignore[no-any-return]
 
 
 class MovesItsMean(Honest):
@@ -121,7 +121,7 @@ class TakesAGradient(Honest):
     def measure(self, features: Tensor, mean: Tensor) -> Tensor:
         features = features.requires_grad_()
         (slope,) = torch.autograd.grad(super().measure(features, mean).sum(), features)
-        return slope.norm(dim=1)
+        return slope.norm(dim=1)  # type: ignore[no-any-return]
 
 
 class WrongSign(Honest):

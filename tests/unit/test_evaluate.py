@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import (  # type: ignore[import-untyped]
+    average_precision_score,
+    roc_auc_score,
+)
 
 from oodmon.errors import ContractError
 from oodmon.evaluate import aupr_in, aupr_out, auroc, evaluate, fpr95_ood, tnr_at_tpr95
