@@ -3,10 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-BENCH := .venv-bench
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow bench bench-detectors docs clean
+.PHONY: help setup system demo check format test test-slow bench docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -49,12 +48,13 @@ test-slow: $(STAMP)  ## the acceptance experiments
 	$(BIN)/python -m pytest -q -m slow tests
 
 bench: $(STAMP)  ## overhead, pipeline and detector throughput, as ratios within one run
-	$(BIN)/python benchmarks/overhead.py
-	$(BIN)/python benchmarks/pipeline.py
-	$(MAKE) --no-print-directory bench-detectors
+	$(BIN)/python -m pip install --quiet --no-deps "pytorch-ood==0.4.0"
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.pipeline
+	$(BIN)/python -m benchmarks.detectors
 
-docs: $(STAMP)  ## generate the pages that are made from the code
-	$(BIN)/python -m oodmon catalog --markdown > docs/catalog.md
+docs: $(STAMP)  ## what components there are, from the code
+	$(BIN)/python -m oodmon catalog --options
 
 clean:
-	rm -rf $(VENV) $(BENCH) build dist demo-output .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache

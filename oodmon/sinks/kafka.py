@@ -102,7 +102,7 @@ class _Connection:
         where the flush fails. Forcing the sender to abort what it holds makes the second close
         succeed.
         """
-        from kafka.errors import KafkaError  # type: ignore[import-untyped]
+        from kafka.errors import KafkaError
 
         try:
             self.producer.close(timeout=_CLOSE_SECONDS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 
+from oodmon.checks.hostile import hostile
 from oodmon.checks.sinks import event
 from oodmon.errors import Rejected, RetryLater
 from oodmon.records import Event
@@ -113,6 +116,27 @@ def test_while_no_broker_listens_it_fails_at_once() -> None:
     with pytest.raises(RetryLater, match="no broker answers"):
         sink.send([event()])
     assert time.monotonic() - began < 1.0
+
+
+# kafka-python leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl:ResourceWarning")
+@pytest.mark.parametrize("protocol", ["SSL", "SASL_SSL"])
+@pytest.mark.parametrize("manner", ["is silent", "hangs up", "talks nonsense", "drips"])
+def test_a_tls_handshake_that_does_not_end_is_left_in_time(manner: str, protocol: str) -> None:
+    before = set(threading.enumerate())
+    logging.disable()  # a log record would keep the error, and with it the socket
+    try:
+        with hostile(manner) as address:
+            sink = Kafka((address,), timeout_seconds=0.3, security_protocol=protocol)
+            began = time.monotonic()
+            with pytest.raises(RetryLater, match="kafka"):
+                sink.send([event()])
+            assert time.monotonic() - began < 2.0
+            sink.close()
+    finally:
+        logging.disable(logging.NOTSET)
+    gc.collect()
+    assert set(threading.enumerate()) <= before
 
 
 def test_one_broker_of_several_is_enough(kafka: Broker) -> None:
