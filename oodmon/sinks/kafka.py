@@ -96,12 +96,9 @@ class _Connection:
     network: _Network
 
     def end(self) -> None:
-        """Close the producer within about a second, whatever state it is in.
-
-        `KafkaProducer.close` first waits for a flush and gives up, its thread still running,
-        where the flush fails. Forcing the sender to abort what it holds makes the second close
-        succeed.
-        """
+        """Close the producer within about a second, whatever state it is in."""
+        # `KafkaProducer.close` gives up, its thread still running, where its flush fails. Forcing
+        # the sender to abort what it holds makes the second close succeed.
         from kafka.errors import KafkaError
 
         try:
