@@ -25,7 +25,7 @@ system:  ## servers that the tests start themselves (Debian packages; needs root
 	apt-get update -qq
 	printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d && chmod +x /usr/sbin/policy-rc.d
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-	  postgresql prometheus kcat chromium
+	  postgresql prometheus kcat chromium openssl
 	rm -f /usr/sbin/policy-rc.d
 
 demo: $(STAMP)  ## see it work: train, attach, drift, alarm, report (about two minutes)
