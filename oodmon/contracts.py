@@ -154,6 +154,9 @@ class Detector(ABC):
     name: ClassVar[str]
     paper: ClassVar[Paper | None] = None
     stability: ClassVar[Stability] = "beta"
+    cost: ClassVar[str] = ""
+    """Per sample, beside the forward pass: "C", "C·D", "D²", "N·D", "network" (C classes, D
+    features, N stored samples)."""
 
     @abstractmethod
     def reads(self) -> Reads:
