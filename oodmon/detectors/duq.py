@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
+from oodmon.detectors.features import choose, features
 from oodmon.detectors.logits import predicted
 from oodmon.detectors.reference import gather
 from oodmon.errors import ContractError, StateError
@@ -127,10 +128,10 @@ class DUQ(Detector):
         return ({"epochs": 3}, {"mode": "head"}, {"epochs": 3, "labels": "predicted"})
 
     def pin(self, layers: Sequence[str]) -> DUQ:
-        """The last layer that is tapped, where none was named and features are needed."""
-        if self.mode == "head" or self.layer or not layers:
+        """The penultimate features, else the last layer, where none was named and one is needed."""
+        if self.mode == "head" or self.layer:
             return self
-        return dataclasses.replace(self, layer=layers[-1])
+        return dataclasses.replace(self, layer=choose(layers))
 
     def reads(self) -> Reads:
         """The features; or the head's output."""
@@ -149,8 +150,8 @@ class DUQ(Detector):
         if not self.layer:
             raise ContractError("detectors.duq.layer is empty, and no layer was tapped")
         with torch.inference_mode(mode=False), torch.no_grad():
-            features, labels = gather(reference, self._labelled, self.rows)
-            return self._train(features, labels, reference)
+            rows, labels = gather(reference, self._labelled, self.rows)
+            return self._train(rows, labels, reference)
 
     def check(self, state: State) -> None:
         """Weight (M, K, D), centroid (M, K), mean and scale (D,); nothing in mode "head"."""
@@ -180,14 +181,14 @@ class DUQ(Detector):
         """Minus the log of the largest kernel value."""
         if self.mode == "head":
             return self._of_head(acts)
-        features = _pooled(acts.layer(self.layer))
+        rows = features(acts, self.layer)
         mean = state["mean"]
-        if features.shape[1] != len(mean):
+        if rows.shape[1] != len(mean):
             raise ContractError(
                 f"duq: layer {self.layer!r}: learnt with {len(mean)} units, "
                 f"found {tuple(acts.layer(self.layer).shape)}"
             )
-        embedding = embed((features - mean) / state["scale"], state["weight"])
+        embedding = embed((rows - mean) / state["scale"], state["weight"])
         return log_kernel(embedding, state["centroid"], self.length_scale).amax(dim=1).neg()
 
     def _of_head(self, acts: Activations) -> Tensor:
@@ -202,25 +203,24 @@ class DUQ(Detector):
         return largest.clamp(min=torch.finfo(largest.dtype).tiny).log().neg()
 
     def _labelled(self, acts: Activations) -> tuple[Tensor, Tensor]:
-        features = _pooled(acts.layer(self.layer))
+        rows = features(acts, self.layer)
         if self.labels == "predicted":
-            return features, predicted(acts)
+            return rows, predicted(acts)
         if acts.labels is None:
             raise ContractError(
                 "duq: the reference has no labels; give them, or set `labels: predicted`"
             )
-        return features, acts.labels
+        return rows, acts.labels
 
-    def _train(self, features: Tensor, labels: Tensor, reference: Reference) -> State:
-        device = features.device
-        features = features.float()
+    def _train(self, rows: Tensor, labels: Tensor, reference: Reference) -> State:
+        device = rows.device
         draw = reference.generator()
         classes = int(labels.max()) + 1
-        width = features.shape[1]
-        mean, scale = features.mean(dim=0), features.std(dim=0, correction=0)
+        width = rows.shape[1]
+        mean, scale = rows.mean(dim=0), rows.std(dim=0, correction=0)
         average = float(scale.mean())
         scale = scale.clamp(min=_FLOOR * average if average > 0.0 else 1.0)
-        features = (features - mean) / scale
+        rows = (rows - mean) / scale
         # He's initialisation, as the authors'; the fan-in is D
         weight = torch.randn((self.embedding, classes, width), generator=draw)
         weight = (weight * (2.0 / width) ** 0.5).to(device)
@@ -228,14 +228,14 @@ class DUQ(Detector):
         total = torch.randn((self.embedding, classes), generator=draw).to(device) * count
         centroid = total / count
         speed = torch.zeros_like(weight)
-        order = [torch.randperm(len(features), generator=draw) for _ in range(self.epochs)]
+        order = [torch.randperm(len(rows), generator=draw) for _ in range(self.epochs)]
         batches = [part.to(device) for epoch in order for part in torch.split(epoch, _BATCH)]
         rate = _LEARNING_RATE
-        for step, rows in enumerate(batches):
+        for step, chosen in enumerate(batches):
             if step in {int(share * len(batches)) for share in _DECAY_AT}:
                 rate *= _DECAY
-            batch = features[rows]
-            one_hot = torch.nn.functional.one_hot(labels[rows], classes).to(batch.dtype)
+            batch = rows[chosen]
+            one_hot = torch.nn.functional.one_hot(labels[chosen], classes).to(batch.dtype)
             slope = self._slope(batch, one_hot, weight, centroid).add_(weight, alpha=_WEIGHT_DECAY)
             speed.mul_(_MOMENTUM).add_(slope)
             weight.sub_(speed, alpha=rate)
@@ -256,12 +256,3 @@ class DUQ(Detector):
         in_distance /= one_hot.numel() * self.embedding * self.length_scale**2
         flat = (offset * in_distance[:, None, :]).reshape(len(batch), -1)
         return (flat.T @ batch).reshape(weight.shape)
-
-
-def _pooled(layer: Tensor) -> Tensor:
-    """(B, D), at least float32; maps (B, C, ...) are averaged over their places."""
-    if layer.ndim < 2:
-        raise ContractError(f"duq: expected a layer (B, D), found {tuple(layer.shape)}")
-    if layer.dtype not in (torch.float32, torch.float64):
-        layer = layer.float()
-    return layer if layer.ndim == 2 else layer.flatten(2).mean(dim=2)

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from oodmon.contracts import Detector, Reads, Reference, State
+from oodmon.detectors.features import choose, features
 from oodmon.detectors.networks import Shapes, initial
 from oodmon.detectors.reference import gather
 from oodmon.errors import ContractError, StateError
@@ -316,10 +317,10 @@ class TrainedAnywhere(Trained):
         return ({"epochs": 3}, {"on": "inputs", "epochs": 2, "width": 4})
 
     def pin(self, layers: Sequence[str]) -> Self:
-        """The last layer that is tapped, where features are read and none was named."""
-        if self.on == "inputs" or self.layer or not layers:
+        """The penultimate features, else the last layer, where none was named and one is needed."""
+        if self.on == "inputs" or self.layer:
             return self
-        return dataclasses.replace(self, layer=layers[-1])
+        return dataclasses.replace(self, layer=choose(layers))
 
     def reads(self) -> Reads:
         """One layer, or the inputs."""
@@ -339,10 +340,4 @@ class TrainedAnywhere(Trained):
     def _values(self, acts: Activations) -> Tensor:
         if self.on == "inputs":
             return super()._values(acts)
-        values = acts.layer(self.layer).float()
-        if values.ndim < 2:
-            raise ContractError(
-                f"{self.name}: layer {self.layer!r}: expected (B, D) or more, "
-                f"found {tuple(values.shape)}"
-            )
-        return values if values.ndim == 2 else values.flatten(2).mean(dim=2)
+        return features(acts, self.layer)
