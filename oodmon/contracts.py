@@ -7,7 +7,7 @@ the registry. `oodmon.checks` holds every implementation, plugins included, to w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
@@ -28,6 +28,7 @@ __all__ = [
     "Feed",
     "Intake",
     "Paper",
+    "Probe",
     "Reader",
     "Reads",
     "Reference",
@@ -65,12 +66,17 @@ class Paper:
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What a detector needs to see at score time; labels are only ever read while learning."""
+    """What a detector needs to see at score time; labels are only ever read while learning.
+
+    `model` says that it needs further passes through the model (`Activations.probe`) on the
+    inputs. Such a detector is run by the agent's shadow worker, not beside the tap.
+    """
 
     layers: tuple[str, ...] = ()
     logits: bool = False
     inputs: bool = False
     labels: bool = False
+    model: bool = False
 
 
 class Visit(Protocol):
@@ -120,6 +126,47 @@ class Tap(ABC):
     @abstractmethod
     def attach(self, model: torch.nn.Module, reads: Reads, intake: Intake) -> Attached:
         """Start reading. `ContractError` here names what is missing; nothing raises in a pass."""
+
+
+class Probe(Protocol):
+    """Further passes through the model, of which the model itself keeps no trace.
+
+    They run on a private copy of its modules that shares the weights, always in evaluation mode
+    and one at a time: the served model's parameters, gradients, buffers, modes and hooks cannot be
+    reached from here. (Calling the served model, or `torch.func.functional_call` on it, could not
+    promise that: hooks would fire, modes would flip, weights would be swapped under other threads.)
+
+    `ContractError` where the model cannot be called with the inputs alone.
+    """
+
+    def run(
+        self,
+        inputs: Tensor,
+        layers: Sequence[str] = (),
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Activations:
+        """One pass, without gradient: logits and layers, named as a tap names them.
+
+        `weights` take the place of the model's own, by their names in its state dict.
+        """
+
+    def slope(
+        self,
+        inputs: Tensor,
+        objective: Callable[[Activations], Tensor],
+        layers: Sequence[str] = (),
+    ) -> Tensor:
+        """Gradient of the objective (B,) with respect to the inputs, of their shape.
+
+        Row i holds that of row i: the rows' objectives are summed, never averaged.
+        """
+
+    def thinned(self, inputs: Tensor, seed: int, rate: float = 0.0) -> Activations:
+        """One pass with dropout on, its masks made from the seed: one thinned network for all rows.
+
+        A `rate` above 0 replaces the model's own dropout rates. `ContractError` where the model
+        runs no dropout.
+        """
 
 
 class Reference(Protocol):
@@ -244,6 +291,18 @@ class Reader(ABC):
     def problems(self) -> Sequence[str]:
         """Parts of the feed that cannot be read at present, and why: one sentence each."""
         return ()
+
+    @property
+    def capacity_bytes(self) -> int:
+        """The backlog at which writers begin to shed; 0 where it cannot be told."""
+        return 0
+
+    def partitions(self) -> Collection[str] | None:
+        """What there is now; the positions of others are forgotten. None: it cannot be told.
+
+        Any thread may ask. Names of partitions that are gone must never come back.
+        """
+        return None
 
     @abstractmethod
     def close(self) -> None:

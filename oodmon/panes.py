@@ -94,7 +94,8 @@ class Cell:
             origin: names the source and the segment.
             last: normal score of the last sample of each origin and detector; kept up to date.
         """
-        self.samples += batch.rows if rows is None else len(rows)
+        if not batch.repeats:
+            self.samples += batch.rows if rows is None else len(rows)
         keys = _keys(batch)
         if rows is not None:
             keys = keys[rows]
@@ -118,7 +119,7 @@ class Cell:
                 stream.take(keys[valid], scores[valid])
         if len(candidates):
             self.bound = max(stream.bound for stream in self.streams.values())
-        if len(batch.predicted):
+        if len(batch.predicted) and not batch.repeats:
             self._classify(batch.predicted if rows is None else batch.predicted[rows])
 
     def _classify(self, classes: npt.NDArray[np.int32]) -> None:

@@ -114,7 +114,8 @@ class Pipeline:
         if pane + step > self._windows.closed_until:
             scored = {n: self.calibrations[n] for n, good in usable.items() if good}
             self._flagged.add(batch, scored, pane)
-            self.samples += batch.rows
+            if not batch.repeats:
+                self.samples += batch.rows
         notices: list[Fact] = [
             self._notice(batch, f"{batch.sequence}/{index}", text)
             for index, text in enumerate(batch.notices)

@@ -19,6 +19,8 @@ from oodmon.errors import ContractError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from oodmon.contracts import Probe
+
 __all__ = [
     "ALL",
     "BIN_EDGES",
@@ -71,6 +73,7 @@ class Activations:
         labels: Tensor (B,) int64, only while learning.
         sample_ids: B strings, or empty when the samples have no names of their own.
         observed_at: start of the forward pass, ns UTC.
+        probe: further passes through the model, only for detectors that read the model.
 
     B may be 0 and values may be non-finite. The tensors are shared between detectors and must not
     be written to.
@@ -82,6 +85,7 @@ class Activations:
     labels: Tensor | None = None
     sample_ids: tuple[str, ...] = ()
     observed_at: int = 0
+    probe: Probe | None = field(default=None, repr=False)
     _shared: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -111,6 +115,14 @@ class Activations:
         if self.inputs is None:
             raise ContractError("inputs were not tapped, and this detector reads them")
         return self.inputs
+
+    def require_probe(self) -> Probe:
+        """Passes through the model, or `ContractError` where none can be made."""
+        if self.probe is None:
+            raise ContractError(
+                "there is no probe of the model here, and this detector needs further passes"
+            )
+        return self.probe
 
     def shared(self, key: str, compute: Callable[[], _T]) -> _T:
         """An intermediate that several detectors need (log-sum-exp, norms): computed once a batch.
@@ -142,6 +154,8 @@ class ScoreBatch:
         dropped: samples that the agent shed since the batch before.
         sampled_fraction: the share of served samples that the agent scores at present, (0, 1].
         notices: what the agent has to tell, one sentence each ("breaker of `gram` opened: …").
+        repeats: its samples come in batches of another source as well, which count them: only its
+            score columns are to be counted (a shadow worker's, whose scores come later).
     """
 
     model: str
@@ -158,6 +172,7 @@ class ScoreBatch:
     dropped: int = 0
     sampled_fraction: float = 1.0
     notices: tuple[str, ...] = ()
+    repeats: bool = False
 
     def __post_init__(self) -> None:
         columns = {}
@@ -281,7 +296,7 @@ class Window:
         start, end: half-open span [start, end), ns UTC.
         samples: samples that arrived in time.
         dropped: samples shed by agents, counted in the window of the batch that reports them.
-        late: samples older than the allowed lateness: counted, not merged.
+        late: samples whose scores were older than the allowed lateness: counted, not merged.
         detectors: detector id → `Histogram`.
         predicted: predicted class → samples.
 

@@ -106,7 +106,7 @@ class Windows:
         late = start + step <= self.closed_until
         # Late samples and drops are told in the oldest pane that is still open.
         cells = self._open.setdefault(self.closed_until if late else start, {})
-        if batch.dropped:
+        if batch.dropped and not batch.repeats:
             self._cell(cells, "").dropped += batch.dropped
         rows = batch.rows
         if rows and not len(batch.segment):

@@ -142,8 +142,9 @@ class Intake:
             group.accepted.append(batch.observed_at)
             self._since.append(batch)
             self._metrics.add("oodmon_batches_total", result="accepted")
+            counted = 0 if batch.repeats else batch.rows
             self._metrics.add(
-                "oodmon_samples_total", batch.rows, model=batch.model, model_version=batch.version
+                "oodmon_samples_total", counted, model=batch.model, model_version=batch.version
             )
         else:
             self._refuse(batch, error)
@@ -243,7 +244,8 @@ class Intake:
             lost=missing + (before.lost if before else 0),
         )
         self.agents[batch.source] = self.group.agents[batch.source] = seen
-        if batch.dropped:
+        # What a shadow worker sheds was scored by the others: no sample of the service is lost.
+        if batch.dropped and not batch.repeats:
             self._metrics.add(
                 "oodmon_samples_dropped_total",
                 batch.dropped,

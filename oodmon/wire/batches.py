@@ -84,6 +84,7 @@ def encode_batch(batch: ScoreBatch) -> bytes:
             "dropped": int(batch.dropped),
             "sampled_fraction": float(batch.sampled_fraction),
             "notices": list(batch.notices),
+            **({"repeats": True} if batch.repeats else {}),
         },
         arrays,
     )
@@ -134,6 +135,7 @@ _FIELDS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "dropped": lambda v: type(v) is int and v in COUNT,
     "sampled_fraction": lambda v: type(v) is float,
     "notices": lambda v: are_texts(v),
+    "repeats": lambda v: type(v) is bool,
 }
 
 _ARRAYS: Final = {
@@ -145,6 +147,7 @@ _ARRAYS: Final = {
 
 
 def _batch(record: dict[str, Any], arrays: Raw) -> ScoreBatch:
+    record.setdefault("repeats", False)  # only written where it is true
     if record.keys() != _FIELDS.keys():
         odd = sorted(map(str, record.keys() ^ _FIELDS.keys()))[:5]
         raise WireError(f"missing or unknown fields: {', '.join(odd)[:200]}")

@@ -88,7 +88,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # The two files that make the system known are read whole, so they stay whole.
-LONGEST = {"records.py": 470, "contracts.py": 420}
+LONGEST = {"records.py": 470, "contracts.py": 450}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent"}
 TORCH_FILES = ("checks/detectors", "checks/taps")

@@ -172,3 +172,15 @@ def test_a_pipeline_is_swapped_between_groups_only() -> None:
     fresh = pipeline()
     intake.swap(fresh)
     assert intake.pipeline is fresh
+
+
+def test_what_a_shadow_worker_repeats_is_no_traffic_and_what_it_sheds_no_loss() -> None:
+    metrics = Metrics()
+    intake = Intake(pipeline(), [], metrics)
+    batches = [batch(np.zeros(8)), batch(np.zeros(3), source="a/shadow", dropped=5, repeats=True)]
+    for delivery in delivered(batches):
+        intake.take(delivery)
+    of_model = {"model": "m", "model_version": "1"}
+    assert metrics.value("oodmon_samples_total", **of_model) == 8
+    assert metrics.value("oodmon_samples_dropped_total", **of_model, reason="agent") == 0
+    assert intake.agents["a/shadow"].dropped == 5

@@ -224,3 +224,20 @@ def test_thaw_leaves_behind_what_a_new_configuration_makes_meaningless() -> None
 
     with pytest.raises(StateError, match="schema"):
         _pipeline().thaw(pack({}, {"schema": "something/1"}))
+
+
+def test_a_batch_that_repeats_adds_its_columns_and_counts_no_sample_again() -> None:
+    pipeline = _pipeline(detectors=("msp", "odin"))
+    of_class = np.zeros(8, np.int32)
+    pipeline.step(batch(np.zeros(8), 1, predicted=of_class, dropped=2))
+    pipeline.step(
+        batch(
+            np.zeros(3), 1, source="agent/shadow", detectors=("odin",), dropped=5, repeats=True,
+            predicted=of_class[:3],
+        )
+    )  # fmt: skip
+    (window,) = [f for f in pipeline.advance(EPOCH + 60 * SECOND) if isinstance(f, Window)]
+    assert (window.samples, window.dropped, window.predicted) == (8, 2, {0: 8})
+    assert {name: h.scored for name, h in window.detectors.items()} == {"msp": 8, "odin": 3}
+    assert all(not h.invalid for h in window.detectors.values())
+    assert pipeline.samples == 8

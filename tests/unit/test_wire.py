@@ -92,6 +92,11 @@ def test_lone_surrogates_in_names_survive() -> None:
     assert decode_batch(encode_batch(batch(sample_ids=names))).sample_ids == names
 
 
+@pytest.mark.parametrize("repeats", [False, True])
+def test_whether_a_batch_repeats_survives(repeats: bool) -> None:
+    assert decode_batch(encode_batch(batch(repeats=repeats))).repeats is repeats
+
+
 @pytest.mark.parametrize(
     "beyond",
     [
