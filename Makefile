@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow bench docs clean
+.PHONY: help setup system demo check format test test-slow bench bench-drift docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -52,6 +52,15 @@ bench: $(STAMP)  ## overhead, pipeline and detector throughput, as ratios within
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.detectors
+
+bench-drift: $(STAMP)  ## our drift tests beside the public ones, in environments of their own
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-bench/bin/python -m pip install --quiet --group bench
+	-.venv-bench/bin/python -m pip install --quiet --no-deps --ignore-requires-python nonconform==2.0.0
+	-$(PYTHON) -m venv .venv-alibi && timeout 600 .venv-alibi/bin/python -m pip install --quiet \
+	  -c constraints.txt torch "alibi-detect==0.13.0"
+	$(BIN)/python -m benchmarks.drift $(BENCH)
 
 docs: $(STAMP)  ## what components there are, from the code
 	$(BIN)/python -m oodmon catalog --options

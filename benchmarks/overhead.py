@@ -32,6 +32,9 @@ from oodmon.taps.layout import head_of
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
 
+_SETTLE_BLOCKS = 4
+"""Blocks before the first that counts, in which the agent finds its sampled fraction."""
+
 
 def learn(model: nn.Module, device: torch.device, rows: int = 320) -> dict[str, Scorer]:
     """All four, on what the model makes of random images: their cost does not depend on it."""
@@ -54,17 +57,18 @@ def learn(model: nn.Module, device: torch.device, rows: int = 320) -> dict[str, 
     }
 
 
-def timed(model: nn.Module, inputs: Tensor, passes: int) -> npt.NDArray[np.float64]:
-    """Seconds of each pass."""
-    seconds = np.empty(passes)
+def timed(model: nn.Module, inputs: Tensor, seconds: float) -> npt.NDArray[np.float64]:
+    """Seconds of each pass, for as long as told (at least one pass)."""
+    passes: list[float] = []
     with torch.inference_mode():
-        for n in range(passes):
+        end = perf_counter() + seconds
+        while not passes or perf_counter() < end:
             begun = perf_counter()
             model(inputs)
             if inputs.is_cuda:
                 torch.cuda.synchronize()
-            seconds[n] = perf_counter() - begun
-    return seconds
+            passes.append(perf_counter() - begun)
+    return np.array(passes)
 
 
 def compare(
@@ -72,12 +76,11 @@ def compare(
     model: nn.Module,
     inputs: Tensor,
     blocks: int,
-    passes: int,
-    settle: int,
+    seconds: float,
 ) -> tuple[dict[str, float], Stats]:
-    """Ratios of medians and of 99th percentiles; both agents' controllers are settled first."""
+    """Ratios of medians and of 99th percentiles; the agent's controller is settled first."""
     agent = attach()
-    timed(model, inputs, settle)
+    timed(model, inputs, _SETTLE_BLOCKS * seconds)
     hooks = _Switch(model)
     without: list[npt.NDArray[np.float64]] = []
     tapped: list[npt.NDArray[np.float64]] = []
@@ -85,7 +88,7 @@ def compare(
         # Which side comes first alternates too.
         for on in (True, False) if block % 2 else (False, True):
             hooks.turn(on=on)
-            (tapped if on else without).append(timed(model, inputs, passes))
+            (tapped if on else without).append(timed(model, inputs, seconds))
     hooks.turn(on=True)
     agent.detach(30.0)
     stats = agent.stats()
@@ -136,8 +139,6 @@ def main() -> None:
     for budget in args.budgets:
         for batch in args.batches:
             inputs = torch.randn(batch, 3, 32, 32, device=device)
-            once = float(np.median(timed(model, inputs, 10)))
-            passes = max(int(args.seconds / once), 5)
             with tempfile.TemporaryDirectory() as folder:
                 feed = feeds.create("spool", path=folder)
 
@@ -152,9 +153,7 @@ def main() -> None:
                         overhead_budget=budget,
                     )
 
-                ratios, stats = compare(
-                    attach, model, inputs, args.blocks, passes, settle=4 * passes
-                )
+                ratios, stats = compare(attach, model, inputs, args.blocks, args.seconds)
             result = {"device": name, "budget": budget, "batch": batch, **ratios}
             result |= {"fraction": stats.fraction, "overhead": stats.overhead}
             result |= {"sampled": stats.sampled, "seen": stats.seen, "dropped": stats.dropped}

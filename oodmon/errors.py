@@ -12,6 +12,7 @@ OodmonError
 │   └── NewerSchema        a record, but one that only a newer release can read
 ├── FeedError              the way from agent to daemon is unusable
 ├── StoreError             the database is unusable
+│   └── Superseded         another daemon has taken over this pipeline
 ├── RetryLater             a sink or trigger failed, and the same call may work later
 └── Rejected               a sink or trigger failed, and the same call will fail again
 """
@@ -33,6 +34,7 @@ __all__ = [
     "RetryLater",
     "StateError",
     "StoreError",
+    "Superseded",
     "UnknownName",
     "WireError",
 ]
@@ -97,6 +99,10 @@ class StoreError(OodmonError):
     def __init__(self, why: str, retryable: bool = False) -> None:
         super().__init__(why)
         self.retryable = retryable
+
+
+class Superseded(StoreError):
+    """Another daemon has taken over this pipeline: nothing was written, and nothing may be."""
 
 
 class RetryLater(OodmonError):

@@ -38,6 +38,7 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
     from oodmon.config import build
     from oodmon.config.parse import load
     from oodmon.daemon.service import Service
+    from oodmon.daemon.upkeep import Retention
 
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -51,8 +52,9 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
     parts = parts_of(checked)
     service = Service(
         parts=parts,
-        reader=half.feed.component.reader(),
+        reader=half.feed.component.reader,
         store=build.store(checked),
+        retention=Retention(half.store.retention_days, half.store.max_bytes),
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )

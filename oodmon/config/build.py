@@ -144,7 +144,7 @@ def pipeline(config: Config) -> Pipeline:
 def store(config: Config) -> Store:
     """The database, not yet opened."""
     section = daemon_half(config).store
-    return Store(section.url, section.pipeline)
+    return Store(section.url, section.pipeline, section.lease_seconds)
 
 
 def sinks(config: Config) -> dict[str, Built]:

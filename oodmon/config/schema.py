@@ -16,6 +16,7 @@ from oodmon.rules import Rule
 from oodmon.windows import Windowing
 
 __all__ = [
+    "RETENTION_DAYS",
     "AgentSection",
     "CalibrationSection",
     "Component",
@@ -35,6 +36,20 @@ EventKind = Literal["alert", "notice", "window", "drift", "sample"]
 
 _PORTS: Final = 65_536
 _LONGEST_NAME: Final = 200
+_DAY_SECONDS: Final = 86_400.0
+
+RETENTION_DAYS: Final[Mapping[str, float]] = {
+    "windows": 90.0,
+    "drift_results": 90.0,
+    "alerts": 400.0,
+    "flagged_samples": 30.0,
+    "notices": 90.0,
+    "outbox": 7.0,
+    "dead_letters": 30.0,
+    "trigger_firings": 400.0,
+    "agents": 90.0,
+}
+"""How long each kind of fact is kept where the file says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +135,33 @@ class StoreSection:
         url: SQLAlchemy URL; never shown, it may hold a password. A relative SQLite path is
             relative to the config file.
         pipeline: whose rows these are; daemons that share a database need different names.
+        lease_seconds: how long a daemon that fell silent keeps a second one from working.
+        retention_days: kind of fact → days that it is kept, counted back from the newest window; 0
+            for ever. Kinds that are not named keep their default.
+        max_bytes: beyond it the oldest history of a SQLite file goes early; 0: no limit.
     """
 
     url: str = field(default="sqlite:///oodmon.db", repr=False)
     pipeline: str = "default"
+    lease_seconds: float = 10.0
+    retention_days: Mapping[str, float] = field(default_factory=lambda: dict(RETENTION_DAYS))
+    max_bytes: int = 0
 
     def __post_init__(self) -> None:
         if not self.pipeline:
             raise ContractError("pipeline: expected a name, found none")
+        if not 1.0 <= self.lease_seconds <= _DAY_SECONDS:
+            raise ContractError(f"lease_seconds: {self.lease_seconds} is not in [1, 86400]")
+        if self.max_bytes < 0:
+            raise ContractError(f"max_bytes: {self.max_bytes} is not at least 0")
+        for kind, days in self.retention_days.items():
+            if kind not in RETENTION_DAYS:
+                known = ", ".join(RETENTION_DAYS)
+                raise ContractError(f"retention_days: unknown {kind!r}; known: {known}")
+            if not (math.isfinite(days) and days >= 0):
+                raise ContractError(f"retention_days: {kind}: {days} is not at least 0")
+        merged = {**RETENTION_DAYS, **self.retention_days}
+        object.__setattr__(self, "retention_days", merged)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from oodmon.daemon.intake import Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.routes import Routes
-from oodmon.errors import StoreError
+from oodmon.errors import StoreError, Superseded
 from oodmon.records import Event, Fact
 from oodmon.store.events import Store
 
@@ -30,7 +30,6 @@ class Commits:
 
     Args:
         store: where to.
-        reader: settled after each transaction.
         health, metrics, observer: told of the outcome.
         couriers: woken for what is now in the outbox.
         asked: a request for the end interrupts the waiting.
@@ -40,7 +39,6 @@ class Commits:
     def __init__(
         self,
         store: Store,
-        reader: Reader,
         *,
         health: Health,
         metrics: Metrics,
@@ -51,7 +49,6 @@ class Commits:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._reader = reader
         self._health = health
         self._metrics = metrics
         self._observer = observer
@@ -59,12 +56,17 @@ class Commits:
         self._asked = asked
         self._clock = clock
         self._monotonic = monotonic
+        self._told = ""
 
-    def commit(self, intake: Intake, routes: Routes) -> bool:
+    def commit(self, intake: Intake, routes: Routes, reader: Reader) -> bool:
         """Commit the open group; False where the daemon is to end before the store takes it.
 
         The same call is repeated after a failure: should the first have been committed and only its
-        answer lost, the second changes nothing.
+        answer lost, the second changes nothing. A failure that will not go away by itself is
+        told once as critical and tried again all the same: a person may mend it.
+
+        Raises:
+            Superseded: another daemon has taken over; nothing was written.
         """
         group = intake.group
         began = self._monotonic()
@@ -80,22 +82,24 @@ class Commits:
                     agents=list(group.agents.values()),
                 )
                 break
+            except Superseded:
+                raise
             except Exception as error:
-                if not isinstance(error, StoreError):
-                    _log.exception("the store failed in a way that it should not")
+                self._tell(error)
                 self._metrics.put("oodmon_store_up", 0)
                 self._metrics.add("oodmon_store_failures_total")
                 if self._asked.wait(self._health.fail("store", error)):
                     # Nothing is lost: the positions stand where the last transaction left them.
                     _log.warning("ended with %d batches not committed", group.batches)
                     return False
+        self._told = ""
         self._health.mend("store")
         self._metrics.put("oodmon_store_up", 1)
         intake.committed(state)
         took = self._monotonic() - began
         self._metrics.observe("oodmon_processing_duration_seconds", took, stage="commit")
         try:
-            self._reader.settle(group.positions)
+            reader.settle(group.positions)
         except Exception as error:
             # What the next group settles covers this.
             _log.warning("the feed could not be settled: %s", error)
@@ -106,6 +110,20 @@ class Commits:
             delay = max(now - observed_at, 0) / _SECOND
             self._metrics.observe("oodmon_end_to_end_delay_seconds", delay)
         return True
+
+    def _tell(self, error: Exception) -> None:
+        """What waiting alone will not mend is told loudly, once."""
+        if isinstance(error, StoreError) and error.retryable:
+            return
+        why = f"{type(error).__name__}: {error}"
+        if why != self._told:
+            self._told = why
+            _log.critical(
+                "the store refuses what was concluded, and waiting will not mend it: %s. "
+                "Consumption has stopped and the feed fills; nothing is lost while it has room",
+                error,
+                exc_info=None if isinstance(error, StoreError) else error,
+            )
 
 
 def _routed(facts: Sequence[Fact], routes: Routes) -> list[tuple[str, Event]]:

@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 Stage = Literal["starting", "ok", "stopping"]
 
-_MUST_WORK: Final = ("store", "feed")
+_MUST_WORK: Final = ("lease", "store", "feed", "partitions")
 
 
 class Health:

@@ -71,6 +71,7 @@ METRICS: Final[dict[str, Metric]] = {
     metric.name: metric
     for metric in (
         _gauge("oodmon_build_info", "Always 1; the labels say what runs", "version", "python"),
+        _gauge("oodmon_lease_held", "1 while this daemon works, 0 while it stands by for another"),
         _gauge("oodmon_ready", "1 while the daemon does its work, 0 while it cannot"),
         # Intake
         _counter("oodmon_samples_total", "Scored samples taken in", *_MODEL),
@@ -90,6 +91,9 @@ METRICS: Final[dict[str, Metric]] = {
             "oodmon_sampled_ratio", "Least share of served samples that an agent scores", *_MODEL
         ),
         _gauge("oodmon_feed_backlog_bytes", "Bytes in the feed that are not yet settled"),
+        _gauge("oodmon_feed_max_bytes", "Backlog at which agents begin to shed; 0 if unknown"),
+        _counter("oodmon_feed_damaged_total", "Damaged places in the feed that were passed over"),
+        _gauge("oodmon_feed_problems", "Parts of the feed that cannot be read at present"),
         _counter("oodmon_feed_failures_total", "Times that the feed could not be read"),
         # Scores and drift
         Metric(
@@ -153,6 +157,11 @@ METRICS: Final[dict[str, Metric]] = {
         ),
         _gauge("oodmon_store_up", "1 while the last transaction succeeded"),
         _counter("oodmon_store_failures_total", "Transactions that failed and were retried"),
+        _gauge("oodmon_store_size_bytes", "What the store takes on disk"),
+        _gauge(
+            "oodmon_store_max_bytes", "What it may take; beyond, history goes early. 0: no limit"
+        ),
+        _counter("oodmon_store_pruned_total", "Rows deleted because of their age", "kind"),
         # Delivery
         _counter("oodmon_sink_deliveries_total", "Events by what became of them", "sink", "result"),
         Metric(

@@ -7,8 +7,11 @@ from typing import Final
 
 import numpy as np
 
+from oodmon.contracts import Reader
+from oodmon.daemon.health import Health
 from oodmon.daemon.intake import Fold
 from oodmon.daemon.metrics import METRICS, Metrics
+from oodmon.errors import FeedError
 from oodmon.records import BIN_EDGES, Alert, DriftResult, Fact, Notice, Window
 from oodmon.store.events import AgentSeen, Depth
 
@@ -17,6 +20,8 @@ __all__ = ["Observer"]
 _SECOND: Final = 1_000_000_000
 _ACTIVE_WITHIN: Final = 300 * _SECOND
 """An agent counts as present for so long after its last batch, ns."""
+_SHOWN: Final = 5
+"""Problems of a feed that are shown in full."""
 _WEIGHING: Final = frozenset({"budget"})
 """Drift tests whose statistic and threshold are log10 of evidence."""
 
@@ -40,6 +45,7 @@ class Observer:
         self._metrics = metrics
         self._level = ""
         self._bins: dict[str, int] = {}
+        self._damaged: tuple[Reader | None, int] = (None, 0)
         self._weighing: frozenset[str] = frozenset()
         self._open: dict[tuple[str, str, str, str], set[str]] = {}
 
@@ -127,6 +133,24 @@ class Observer:
             for name, value in found.items():
                 if f"oodmon_{name}" in METRICS:
                     put(f"oodmon_{name}", value, **stream)
+
+    def feed(self, reader: Reader, health: Health) -> None:
+        """What waits in the feed, and what is wrong with it.
+
+        A part that cannot be read turns readiness off, although the others go on.
+        """
+        put = self._metrics.put
+        put("oodmon_feed_backlog_bytes", reader.backlog_bytes())
+        damaged = reader.damaged_frames
+        known, self._damaged = self._damaged, (reader, damaged)
+        before = known[1] if known[0] is reader else 0
+        self._metrics.add("oodmon_feed_damaged_total", damaged - before)
+        problems = reader.problems()
+        put("oodmon_feed_problems", len(problems))
+        if problems:
+            health.fail("partitions", FeedError("; ".join(problems[:_SHOWN])))
+        else:
+            health.mend("partitions")
 
     def depths(self, depths: Mapping[str, Depth], receivers: Collection[str]) -> None:
         """How far each receiver is behind."""

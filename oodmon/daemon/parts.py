@@ -23,6 +23,7 @@ class Pace:
         poll_seconds: how long one poll of the feed waits; the longest time to notice a signal.
         advance_seconds: while the feed is drained, look for windows to close so often.
         sample_seconds: read the depths of the outbox so often.
+        upkeep_seconds: prune and measure the store so often.
         retry_seconds: the first wait after a failed transaction or poll; it doubles.
         max_retry_seconds: the longest such wait.
         grace_seconds: how long shutdown waits for deliveries.
@@ -33,6 +34,7 @@ class Pace:
     poll_seconds: float = 0.2
     advance_seconds: float = 1.0
     sample_seconds: float = 5.0
+    upkeep_seconds: float = 60.0
     retry_seconds: float = 0.5
     max_retry_seconds: float = 30.0
     grace_seconds: float = 10.0

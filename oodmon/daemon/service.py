@@ -28,11 +28,13 @@ from oodmon.daemon.intake import Fold, Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
+from oodmon.daemon.resume import emit, same_model, thaw
 from oodmon.daemon.signals import Signals
-from oodmon.errors import ContractError, OodmonError, StoreError
-from oodmon.records import Event
+from oodmon.daemon.steady import SteadyClock
+from oodmon.daemon.tenure import Tenure
+from oodmon.daemon.upkeep import Retention, Upkeep
+from oodmon.errors import OodmonError, StoreError, Superseded
 from oodmon.store.events import Store
-from oodmon.wire import event_source
 
 __all__ = ["Service"]
 
@@ -48,12 +50,13 @@ class Service:
 
     Args:
         parts: what the configuration made.
-        reader: the daemon's end of the feed.
+        reader: opens the daemon's end of the feed; called once this daemon is the one that works.
         store: not yet opened; the service opens and closes it.
         http: (host, port) of the management port; none for no port.
-        clock: wall clock, ns UTC.
+        clock: wall clock, ns UTC; it may jump.
         rebuild: read the configuration again; raises what is wrong with it. None: no reload.
         pace, backoff: options.
+        retention: what is kept in the store.
         monotonic: seconds, for durations.
         seed: of the jitter.
     """
@@ -62,21 +65,23 @@ class Service:
         self,
         *,
         parts: Parts,
-        reader: Reader,
+        reader: Callable[[], Reader],
         store: Store,
         http: tuple[str, int] | None = None,
         clock: Clock = time.time_ns,
         rebuild: Callable[[], Parts] | None = None,
         pace: Pace | None = None,
         backoff: Backoff | None = None,
+        retention: Retention | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         seed: int = 0,
     ) -> None:
         self.metrics = Metrics()
         self._parts = parts
-        self._reader = reader
+        self._open_reader = reader
+        self._reader: Reader | None = None
         self._store = store
-        self._clock = clock
+        self._clock = clock = SteadyClock(clock, monotonic)
         self._rebuild = rebuild
         self._pace = pace or Pace()
         self._monotonic = monotonic
@@ -91,9 +96,19 @@ class Service:
             monotonic=monotonic,
         )
         self._asked = Asked()
+        self._blank = parts.pipeline.freeze()
+        self._tenure = Tenure(
+            store,
+            health=self._health,
+            metrics=self.metrics,
+            asked=self._asked,
+            monotonic=monotonic,
+        )
+        self._upkeep = Upkeep(
+            store, self.metrics, retention or Retention(), self._pace.upkeep_seconds
+        )
         self._commits = Commits(
             store,
-            reader,
             health=self._health,
             metrics=self.metrics,
             observer=self._observer,
@@ -153,37 +168,69 @@ class Service:
             if self._http:
                 self._http.start()
             self._store.open()
-            self._resume()
-            self._couriers.serve(self._parts.receivers, self._pace.grace_seconds)
+            put = self.metrics.put
+            put("oodmon_build_info", 1, version=VERSION, python=platform.python_version())
+            put("oodmon_store_up", 1)
+            self._configured()
+            self._take_over()
         except BaseException:
             self._close()
             raise
-        put = self.metrics.put
-        put("oodmon_build_info", 1, version=VERSION, python=platform.python_version())
-        put("oodmon_store_up", 1)
-        self._configured()
-        self._health.stage = "ok"
-        self._asked.open()
-        self._sample()
-        _log.info("ready")
 
-    def _resume(self) -> None:
+    def _take_over(self) -> None:
+        """Wait for the lease, then go to where the last transaction left off.
+
+        What fails is raised, unless this daemon has stood by: then the one before may need a
+        moment to let go of the feed, and this one waits on.
+        """
+        while self._tenure.win():
+            try:
+                self._reader = self._open_reader()
+                self._resume(self._reader)
+            except Superseded:
+                self._let_go()
+            except OodmonError as error:
+                self._let_go()
+                if not self._tenure.waited:
+                    raise
+                part = "store" if isinstance(error, StoreError) else "feed"
+                self._asked.wait(self._health.fail(part, error))
+            else:
+                self._health.mend("feed")
+                self._couriers.serve(self._parts.receivers, self._pace.grace_seconds)
+                self._upkeep.start(self._reader)
+                self._health.stage = "ok"
+                self._asked.open()
+                self._sample()
+                _log.info("ready")
+                return
+
+    def _step_down(self, error: Superseded) -> None:
+        """Another daemon works now: forget what was not committed and stand by."""
+        self._tenure.lose(error)
+        self._couriers.stop(0.0, lambda: True)
+        self._let_go()
+        self._take_over()
+
+    def _let_go(self) -> None:
+        self._upkeep.stop()
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            reader.close()
+
+    def _resume(self, reader: Reader) -> None:
         snapshot = self._store.load()
+        self._parts.pipeline.thaw(self._blank)
         if snapshot is not None and snapshot.state:
             self._thaw(self._parts.pipeline, snapshot.state)
-        self._reader.seek({} if snapshot is None else snapshot.positions)
+        reader.seek({} if snapshot is None else snapshot.positions)
         self._intake = Intake(self._parts.pipeline, self._store.agents_seen(), self.metrics)
         self._observer.episodes(self._store.alerts(status="firing"))
 
     def _thaw(self, pipeline: Fold, state: bytes) -> None:
-        """Go on from a state, or begin anew where it cannot be read any more."""
-        fresh = pipeline.freeze()
-        try:
-            pipeline.thaw(state)
-        except Exception as error:
-            pipeline.thaw(fresh)
-            _log.warning("the pipeline begins anew: its state does not fit", exc_info=True)
-            self._emit("state_discarded", error)
+        discarded = thaw(pipeline, state)
+        if discarded is not None:
+            self._emit("state_discarded", discarded)
 
     def _configured(self) -> None:
         parts, put = self._parts, self.metrics.put
@@ -196,21 +243,30 @@ class Service:
     def main_loop(self) -> None:
         """Until someone asks for the end."""
         while not self._asked.stopping:
-            self._heed()
-            room = self._pace.group_batches - self._intake.group.batches
-            batches = self._poll(max(room, 1))
-            if batches and not self._intake.group:
-                self._group_since = self._monotonic()
-            for batch in batches:
-                self._intake.take(batch)
-            if not batches:
-                self._advance()
-            if self._due(drained=not batches):
-                self._commit()
+            try:
+                self._turn(self._reader)
+            except Superseded as error:
+                self._step_down(error)
 
-    def _poll(self, limit: int) -> Sequence[Delivery]:
+    def _turn(self, reader: Reader | None) -> None:
+        if reader is None:
+            return  # the end was asked for while this daemon stood by
+        self._tenure.keep()
+        self._heed()
+        room = self._pace.group_batches - self._intake.group.batches
+        batches = self._poll(reader, max(room, 1))
+        if batches and not self._intake.group:
+            self._group_since = self._monotonic()
+        for batch in batches:
+            self._intake.take(batch)
+        if not batches:
+            self._advance()
+        if self._due(drained=not batches):
+            self._commit()
+
+    def _poll(self, reader: Reader, limit: int) -> Sequence[Delivery]:
         try:
-            batches = self._reader.poll(limit, self._pace.poll_seconds)
+            batches = reader.poll(limit, self._pace.poll_seconds)
         except MemoryError:
             raise  # a restart takes the same batches again
         except Exception as error:
@@ -238,7 +294,8 @@ class Service:
         )
 
     def _commit(self) -> bool:
-        return self._commits.commit(self._intake, self._parts.routes)
+        reader = self._reader
+        return reader is not None and self._commits.commit(self._intake, self._parts.routes, reader)
 
     # --- between groups ---------------------------------------------------------------------------
 
@@ -260,7 +317,7 @@ class Service:
             return "the store does not take the open group"
         try:
             parts = self._rebuild()
-            self._same_model(parts.pipeline)
+            same_model(self._parts.pipeline, parts.pipeline)
         except Exception as error:
             expected = isinstance(error, OodmonError)
             _log.error(  # a traceback only for what is not the user's mistake
@@ -271,6 +328,7 @@ class Service:
             self.metrics.put("oodmon_config_last_reload_successful", 0)
             self._emit("reload_failed", error)
             return str(error) or type(error).__name__
+        self._blank = parts.pipeline.freeze()
         self._thaw(parts.pipeline, self._parts.pipeline.freeze())
         self._intake.swap(parts.pipeline)
         self._parts = parts
@@ -279,31 +337,10 @@ class Service:
         _log.info("reloaded")
         return None
 
-    def _same_model(self, pipeline: Fold) -> None:
-        mine, new = self._parts.pipeline, pipeline
-        if (new.model, new.version) != (mine.model, mine.version):
-            raise ContractError(
-                f"this daemon watches {mine.model}/{mine.version}, the configuration says "
-                f"{new.model}/{new.version}: another model needs a restart"
-            )
-
     def _emit(self, what: str, error: Exception) -> None:
         """An event of the daemon's own, to the sinks that take notices."""
-        pipeline, now = self._parts.pipeline, self._clock()
-        source = event_source(pipeline.model, pipeline.version)
-        event = Event(
-            id=f"{what}-{pipeline.model}-{pipeline.version}-{now}",
-            type=f"oodmon.daemon.{what}.v1",
-            source=source,
-            subject=source,
-            time=now,
-            data={"model": pipeline.model, "version": pipeline.version, "error": str(error)},
-        )
         watchers = self._parts.routes.watchers
-        try:
-            self._store.emit([(receiver, event) for receiver in watchers])
-        except StoreError as failure:
-            _log.warning("%s could not be told: %s", event.type, failure)
+        emit(self._store, watchers, self._parts.pipeline, what, error, self._clock())
         self._couriers.wake(watchers)
 
     def _sample(self) -> None:
@@ -313,7 +350,8 @@ class Service:
         self._observer.agents(self._intake.agents.values(), self._clock())
         self._couriers.states()
         try:
-            self.metrics.put("oodmon_feed_backlog_bytes", self._reader.backlog_bytes())
+            if self._reader is not None:
+                self._observer.feed(self._reader, self._health)
             self._observer.depths(self._store.depths(), self._parts.receivers)
         except Exception as error:
             _log.debug("backlog or outbox cannot be counted: %s", error)
@@ -324,8 +362,11 @@ class Service:
         """Commit what was taken, deliver what can be delivered in time, close everything."""
         self._asked.stop()
         self._health.stage = "stopping"
-        if self._intake.group:
-            self._commit()
+        try:
+            if self._reader is not None and self._intake.group:
+                self._commit()
+        except Superseded as error:
+            _log.warning("what was taken last was not committed: %s", error)
         self._close()
         _log.info("ended")
 
@@ -334,5 +375,6 @@ class Service:
         self._couriers.stop(self._pace.grace_seconds, lambda: self._asked.forced)
         if self._http:
             self._http.stop()
-        self._reader.close()
+        self._let_go()
+        self._tenure.end()
         self._store.close()

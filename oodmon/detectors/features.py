@@ -78,7 +78,8 @@ def unit(acts: Activations, layer: str) -> Tensor:
         largest = rows.abs().amax(dim=1, keepdim=True) if rows.shape[1] else rows
         rows = rows / largest.masked_fill(largest == 0.0, 1.0)
         length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return rows / length.masked_fill(length == 0.0, 1.0)
+        found: Tensor = rows / length.masked_fill(length == 0.0, 1.0)
+        return found
 
     return acts.shared(f"features.unit.{layer}", compute)
 

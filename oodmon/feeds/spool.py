@@ -119,6 +119,15 @@ class SpoolReader(Reader):
         """Damaged places that were skipped, each at least one frame."""
         return self.damage.frames
 
+    @property
+    def capacity_bytes(self) -> int:
+        """The limit of all writers together."""
+        return self._options.max_bytes
+
+    def partitions(self) -> Sequence[str]:
+        """The writers' folders; each name is new, so one that is gone stays gone."""
+        return self._names()
+
     def problems(self) -> Sequence[str]:
         """Partitions that cannot be read at present, and why: one sentence each."""
         return [p.problem for p in self._partitions.values() if p.problem]

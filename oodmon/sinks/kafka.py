@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from oodmon.brokers import Access, choice, is_refusal, knock
 from oodmon.contracts import Sink
 from oodmon.errors import Rejected, RetryLater, WireError
 from oodmon.records import Event
@@ -28,12 +27,9 @@ _log = logging.getLogger(__name__)
 
 _MODES: Final = ("structured", "binary")
 _COMPRESSIONS: Final = ("", "gzip", "snappy", "lz4", "zstd")
-_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
-_MECHANISMS: Final = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _RECORD_OVERHEAD_BYTES: Final = 512
 """Allowance for the record and batch framing around key, value and headers."""
 _CLOSE_SECONDS: Final = 0.5
-_DEFAULT_PORT: Final = 9092
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +112,7 @@ class _Connection:
 
 @sinks.register("kafka")
 @dataclass(frozen=True)
-class Kafka(Sink):
+class Kafka(Access, Sink):
     """One message per event, key ``model/version``, so that the order holds per model.
 
     The producer is idempotent and waits for all in-sync replicas; `send` returns when every event
@@ -133,11 +129,8 @@ class Kafka(Sink):
         timeout_seconds: bound on connecting, and again on sending one batch.
         max_message_bytes: larger events are rejected before anything is sent; keep it at or below
             the topic's ``max.message.bytes``.
-        client_id: how the brokers' logs name this sink.
-        api_version: such as ``2.3`` for brokers that cannot be asked; empty asks.
-        security_protocol: PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL.
-        sasl_mechanism: PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, with `username` and `password`.
-        ssl_cafile, ssl_certfile, ssl_keyfile, ssl_password: PEM files, for TLS and mutual TLS.
+        client_id, api_version, security_protocol, sasl_mechanism, username, password, ssl_cafile,
+        ssl_certfile, ssl_keyfile, ssl_password: as in `oodmon.brokers.Access`.
     """
 
     bootstrap_servers: tuple[str, ...]
@@ -146,16 +139,6 @@ class Kafka(Sink):
     compression: str = ""
     timeout_seconds: float = 10.0
     max_message_bytes: int = 1_000_000
-    client_id: str = "oodmon"
-    api_version: str = ""
-    security_protocol: str = "PLAINTEXT"
-    sasl_mechanism: str = ""
-    username: str = ""
-    password: Secret = field(default_factory=Secret)
-    ssl_cafile: str = ""
-    ssl_certfile: str = ""
-    ssl_keyfile: str = ""
-    ssl_password: Secret = field(default_factory=Secret)
     # Empty or one connection: what is open lives outside the options.
     _connections: list[_Connection] = field(
         default_factory=list, init=False, repr=False, compare=False
@@ -215,19 +198,14 @@ class Kafka(Sink):
             future.get(timeout=max(0.0, deadline - time.monotonic()))
 
     def _check(self) -> None:
-        for name, value, known in (
-            ("mode", self.mode, _MODES),
-            ("compression", self.compression, _COMPRESSIONS),
-            ("security_protocol", self.security_protocol, _PROTOCOLS),
-            ("sasl_mechanism", self.sasl_mechanism, _MECHANISMS),
-        ):
-            if value not in known:
-                expected = ", ".join(one or "empty" for one in known)
-                raise Rejected(f"kafka: {name} is {value!r}; expected one of: {expected}")
-        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-            file = getattr(self, name)
-            if file and not Path(file).is_file():
-                raise Rejected(f"kafka: {name}: there is no file {file!r}")
+        problem = (
+            choice("mode", self.mode, _MODES)
+            or choice("compression", self.compression, _COMPRESSIONS)
+            or self.access_problem()
+            or self.missing_file()
+        )
+        if problem:
+            raise Rejected(f"kafka: {problem}")
         if not self.bootstrap_servers:
             raise Rejected("kafka: bootstrap_servers is empty")
 
@@ -237,8 +215,7 @@ class Kafka(Sink):
         except ImportError as error:
             raise Rejected("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
         deadline = time.monotonic() + self.timeout_seconds
-        # The client retries silently until its timeout; a knock on the door fails at once.
-        _knock(self.bootstrap_servers, self.timeout_seconds)
+        self._knock()
         left = max(0.1, deadline - time.monotonic())
         network = _Network(left)
         try:
@@ -249,11 +226,20 @@ class Kafka(Sink):
         network.connected = True
         return _Connection(producer, network)
 
+    def _knock(self) -> None:
+        try:
+            knock(self, self.bootstrap_servers, self.timeout_seconds)
+        except ConnectionError as error:
+            if is_refusal(error):
+                raise Rejected(f"kafka: broker and sink do not trust each other; {error}") from error
+            raise RetryLater(f"kafka: no broker answers; {error}") from error
+        except (ValueError, OSError) as error:  # an address or a certificate file of our own
+            raise Rejected(f"kafka: {error}") from error
+
     def _settings(self, connect_seconds: float) -> dict[str, Any]:
         millis = max(100, int(self.timeout_seconds * 1000))
-        settings: dict[str, Any] = {
+        return {
             "bootstrap_servers": list(self.bootstrap_servers),
-            "client_id": self.client_id,
             "acks": "all",
             "enable_idempotence": True,
             "max_in_flight_requests_per_connection": 5,
@@ -265,18 +251,8 @@ class Kafka(Sink):
             "max_request_size": self.max_message_bytes,
             "reconnect_backoff_max_ms": 1000,
             "metrics_enabled": False,
-            "security_protocol": self.security_protocol,
+            **self.settings(),
         }
-        if self.api_version:
-            settings["api_version"] = tuple(int(part) for part in self.api_version.split("."))
-        if self.security_protocol.startswith("SASL"):
-            settings["sasl_mechanism"] = self.sasl_mechanism or "PLAIN"
-            settings["sasl_plain_username"] = self.username
-            settings["sasl_plain_password"] = self.password.reveal()
-        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile"):
-            settings[name] = getattr(self, name) or None
-        settings["ssl_password"] = self.ssl_password.reveal() or None
-        return settings
 
 
 def _structured(envelope: Mapping[str, Any]) -> _Message:
@@ -297,29 +273,6 @@ def _binary(envelope: Mapping[str, Any]) -> _Message:
 
 def _key(envelope: Mapping[str, Any]) -> bytes:
     return str(envelope["partitionkey"]).encode(errors="replace")
-
-
-def _knock(servers: Sequence[str], timeout_seconds: float) -> None:
-    """Return when one broker accepts a connection; `RetryLater` names the last that did not."""
-    why = ""
-    for server in servers:
-        host, port = _address(server)
-        try:
-            socket.create_connection((host, port), timeout_seconds / len(servers)).close()
-        except (OSError, UnicodeError) as error:
-            why = f"{server}: {error}"
-        else:
-            return
-    raise RetryLater(f"kafka: no broker answers; {why}")
-
-
-def _address(server: str) -> tuple[str, int]:
-    host, colon, port = server.rpartition(":")
-    if not colon or host.endswith(":"):  # no port, or a bare IPv6 address
-        return server, _DEFAULT_PORT
-    if not port.isdigit():
-        raise Rejected(f"kafka: bootstrap_servers: {server!r} is not host:port")
-    return host.strip("[]"), int(port)
 
 
 def _fail(error: Exception, *, building: bool = False) -> NoReturn:

@@ -13,10 +13,11 @@ from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, select, true
 
-from oodmon.errors import StoreError
+from oodmon.errors import Superseded
 from oodmon.records import Event, Fact
 from oodmon.store import tables
 from oodmon.store.database import Database
+from oodmon.store.leases import Lease
 from oodmon.store.outbox import Outbox
 from oodmon.store.rows import clean, fact_rows, key
 from oodmon.store.statements import insert_new, insert_or_change
@@ -71,10 +72,11 @@ class Commits:
     and comes back finds another one's mark, or a state that it did not load, and is refused.
     """
 
-    def __init__(self, database: Database, pipeline: str, outbox: Outbox) -> None:
+    def __init__(self, database: Database, pipeline: str, outbox: Outbox, lease: Lease) -> None:
         self._database = database
         self._pipeline = pipeline
         self._outbox = outbox
+        self._lease = lease
         self._writer = uuid4().hex
         self._revision: int | None = None
         self._appended = False
@@ -90,6 +92,7 @@ class Commits:
             rows = connection.execute(select(places).where(places.c.pipeline == self._pipeline))
             positions = {row.partition: row.position for row in rows}
         self._revision = 0 if found is None else found.revision
+        self._appended = False
         if found is None:
             return None
         return Snapshot(bytes(found.state), positions, found.digest)
@@ -108,6 +111,7 @@ class Commits:
         found = fact_rows(facts, self._pipeline)
         dialect = self._database.dialect
         with self._database.write() as connection:
+            self._lease.check(connection)
             self._write_state(connection, state, digest)
             for table, rows in found.items():
                 if table is not tables.alerts:
@@ -150,7 +154,7 @@ class Commits:
         }
         changed = connection.execute(statement, row, execution_options={"preserve_rowcount": True})
         if changed.rowcount != 1:
-            raise StoreError(
+            raise Superseded(
                 f"store {self._database}: another daemon appends to pipeline {self._pipeline!r}; "
                 "stop one of the two, or give them different pipeline names"
             )

@@ -78,6 +78,13 @@ class Database:
         port = f":{self._url.port}" if self._url.port else ""
         return f"postgresql://{self._url.host or ''}{port}/{self._url.database or ''}"
 
+    def log_bytes(self) -> int:
+        """Size of SQLite's write-ahead log."""
+        try:
+            return Path(f"{self._url.database}-wal").stat().st_size
+        except OSError:
+            return 0
+
     def open(self) -> None:
         """Make the engine and try one connection. Safe twice."""
         if self._engine is not None:
@@ -210,6 +217,8 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: Any) -> None:
     # The module must not begin transactions by itself: `_begin` does.
     connection.isolation_level = None
     for pragma in (
+        # Before the first table, or it has no effect: lets `retention` give space back.
+        "auto_vacuum = INCREMENTAL",
         "journal_mode = WAL",
         # FULL: once `append` has returned, the feed forgets what it delivered, so the commit has to
         # outlive a loss of power. NORMAL would outlive kill -9 only.

@@ -7,7 +7,7 @@ and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
 from oodmon.errors import StoreError
@@ -17,6 +17,7 @@ from oodmon.store import retention, schema, tables
 from oodmon.store.commits import AgentSeen, Commits, Snapshot
 from oodmon.store.database import Database
 from oodmon.store.firings import Firings
+from oodmon.store.leases import Lease
 from oodmon.store.outbox import Depth, Outbox, OutboxRow
 from oodmon.store.queries import Asked, Queries
 from oodmon.store.rows import key
@@ -33,15 +34,20 @@ class Store:
     Args:
         url: ``sqlite:///oodmon.db`` or ``postgresql://user:password@host:port/name``.
         pipeline: whose rows these are; daemons that share a database need different names.
+        lease_seconds: how long a daemon that fell silent keeps others from working.
     """
 
-    def __init__(self, url: str | Secret, pipeline: str = "default") -> None:
+    def __init__(
+        self, url: str | Secret, pipeline: str = "default", lease_seconds: float = 10.0
+    ) -> None:
         self.pipeline = key(pipeline)
         self._database = Database(url)
         self._outbox = Outbox(self._database, self.pipeline)
         self._queries = Queries(self._database, self.pipeline)
         self._firings = Firings(self._database, self.pipeline)
-        self._commits = Commits(self._database, self.pipeline, self._outbox)
+        self.lease_seconds = lease_seconds
+        self._lease = Lease(self._database, self.pipeline, lease_seconds)
+        self._commits = Commits(self._database, self.pipeline, self._outbox, self._lease)
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r}, {self.pipeline!r})"
@@ -62,6 +68,24 @@ class Store:
     def close(self) -> None:
         """Give the connections back. Safe twice."""
         self._database.close()
+
+    # the one daemon that may work
+
+    def acquire(self) -> str:
+        """Take the pipeline's lease, or renew it: "" if it is ours, else who holds it, in words.
+
+        A daemon takes it before `load`. From then on every `append` renews it, and raises
+        `Superseded` once another daemon has taken over.
+        """
+        return self._lease.acquire()
+
+    def renew(self) -> None:
+        """Renew the lease where nothing is appended for a while; `Superseded` if it is lost."""
+        self._lease.renew()
+
+    def release(self) -> None:
+        """Give the lease back, so that the next daemon need not wait for its end."""
+        self._lease.release()
 
     # the fold
 
@@ -92,8 +116,8 @@ class Store:
             digest: what the state was made for.
 
         Errors:
-            `StoreError`; nothing was written. Not retryable where another daemon appends to the
-            same pipeline: two folds over one feed would mix.
+            `StoreError`; nothing was written. `Superseded` where another daemon works for the same
+            pipeline: two folds over one feed would mix.
         """
         self._commits.append(
             facts, state=state, positions=positions, outbox=outbox, agents=agents, digest=digest
@@ -193,9 +217,42 @@ class Store:
         """How far every partition of the feed was read: `partition`, `position`."""
         return self._queries.all(tables.positions)
 
-    def prune(self, before_ns: int, kinds: Sequence[str] = retention.KINDS) -> dict[str, int]:
+    # upkeep
+
+    def prune(
+        self,
+        before_ns: int,
+        kinds: Sequence[str] = retention.KINDS,
+        ended: Callable[[], bool] = bool,
+    ) -> dict[str, int]:
         """Delete what is older, a few thousand rows at a time; kind → rows deleted.
 
-        Keep more than any replay may go back: what is gone is written (and told) again.
+        Keep more than any replay may go back: what is gone is written (and told) again. `ended` is
+        asked between two transactions and stops it.
         """
-        return retention.prune(self._database, self.pipeline, before_ns, kinds)
+        return retention.prune(self._database, self.pipeline, before_ns, kinds, ended)
+
+    def oldest_ns(self) -> int:
+        """Start of the oldest window; 0 where there is none."""
+        return retention.extent(self._database, self.pipeline)[0]
+
+    def newest_ns(self) -> int:
+        """Start of the newest window; 0 where there is none."""
+        return retention.extent(self._database, self.pipeline)[1]
+
+    def forget_positions(self, there: Collection[str]) -> int:
+        """Delete the positions of partitions that are not among these; how many there were."""
+        return retention.forget_positions(self._database, self.pipeline, there)
+
+    def size_bytes(self, *, live: bool = False) -> int:
+        """What is taken on disk; `live`: without what SQLite keeps free for the next rows."""
+        return retention.size_bytes(self._database, live=live)
+
+    @property
+    def gives_back_space(self) -> bool:
+        """Whether pruning makes it smaller (SQLite) or only makes room within (PostgreSQL)."""
+        return self._database.dialect == "sqlite"
+
+    def give_back_space(self, ended: Callable[[], bool] = bool) -> None:
+        """Hand what pruning freed back to the file system, in small steps."""
+        retention.give_back_space(self._database, ended)

@@ -34,6 +34,7 @@ __all__ = [
     "alerts",
     "drift_results",
     "flagged_samples",
+    "leases",
     "metadata",
     "notices",
     "outbox",
@@ -224,6 +225,20 @@ pipeline_state: Final = Table(
     _count("revision"),
     _text("writer"),
     Column("state", LargeBinary, nullable=False),
+)
+
+leases: Final = Table(
+    "leases",
+    metadata,
+    _key("pipeline"),
+    _text("holder"),
+    _text("host"),
+    _text("place"),
+    _count("pid"),
+    _count("started"),
+    _count("epoch"),
+    _count("beats"),
+    _count("expires_at_ns"),
 )
 
 trigger_firings: Final = Table(

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from oodmon.brokers import Access
 from oodmon.contracts import Sink, Trigger, TriggerRequest
 from oodmon.registry import triggers
 from oodmon.secret import Secret
@@ -16,7 +17,7 @@ __all__ = ["Kafka"]
 
 @triggers.register("kafka")
 @dataclass(frozen=True)
-class Kafka(Trigger):
+class Kafka(Access, Trigger):
     """Publish a CloudEvent `oodmon.retraining.requested.v1`, key ``model/version``.
 
     The options are those of the `kafka` sink, and so are acknowledgement and failures.
@@ -35,16 +36,6 @@ class Kafka(Trigger):
     compression: str = ""
     timeout_seconds: float = 10.0
     max_message_bytes: int = 1_000_000
-    client_id: str = "oodmon"
-    api_version: str = ""
-    security_protocol: str = "PLAINTEXT"
-    sasl_mechanism: str = ""
-    username: str = ""
-    password: Secret = field(default_factory=Secret)
-    ssl_cafile: str = ""
-    ssl_certfile: str = ""
-    ssl_keyfile: str = ""
-    ssl_password: Secret = field(default_factory=Secret)
     _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod

@@ -148,7 +148,7 @@ def make(
 ) -> Service:
     return Service(
         parts=options.pop("parts", None) or parts(receivers or {}),
-        reader=reader or Spool(str(tmp_path / "spool")).reader(),
+        reader=(lambda: reader) if reader else Spool(str(tmp_path / "spool")).reader,
         store=store or Store(f"sqlite:///{tmp_path}/oodmon.db"),
         pace=options.pop("pace", FAST),
         backoff=Backoff(initial_seconds=0.01, max_seconds=0.05),

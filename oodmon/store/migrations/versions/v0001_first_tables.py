@@ -169,6 +169,12 @@ def _machinery() -> None:
         sa.PrimaryKeyConstraint("pipeline", name="pk_pipeline_state"),
     )
     op.create_table(
+        "leases",
+        *_texts("pipeline", "holder", "host", "place"),
+        *_integers("pid", "started", "epoch", "beats", "expires_at_ns"),
+        sa.PrimaryKeyConstraint("pipeline", name="pk_leases"),
+    )
+    op.create_table(
         "trigger_firings",
         *_texts("pipeline", "trigger_id", "request_id"),
         *_integers("at_ns"),
@@ -186,6 +192,7 @@ def downgrade() -> None:
     """Remove every table of the first release, and what is in it."""
     for table in (
         "trigger_firings",
+        "leases",
         "pipeline_state",
         "outbox",
         "positions",
