@@ -1,0 +1,114 @@
+"""oodmon's drift tests as contenders: calibration → base windows → DriftTest.step and combine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks.drift.contender import F8, Contender
+from oodmon.calibration import Calibration
+from oodmon.contracts import DriftTest
+from oodmon.records import ALL, ScoreBatch, Window
+from oodmon.registry import drift
+from oodmon.windows import Windowing, Windows
+
+__all__ = ["OURS", "Ours"]
+
+SECOND = 1_000_000_000
+WINDOW = 16
+"""Samples in a base window: one second of event time here."""
+PROMISE = 10_000
+"""Values between false alarms that our tests are asked for."""
+
+
+class Ours(Contender):
+    """One drift test on one stream, windows of `window` samples.
+
+    Args:
+        name: of the test.
+        options: of the test.
+        window: samples per base window.
+        promise: values between false alarms that the options ask for.
+    """
+
+    def __init__(self, name: str, window: int, promise: float, **options: Any) -> None:
+        self.test: DriftTest[Any] = drift.create(name, **options)
+        self.window = window
+        self.promise = promise
+
+    def begin(self, reference: F8) -> None:
+        self._calibration = Calibration.from_scores("d", "digest", reference)
+        self._reference = self._calibration.reference("m", "1")
+        self._state = self.test.start(self._reference)
+        self._windows = Windows("m", "1", Windowing(1.0, allowed_lateness_seconds=0.0))
+        self._sequence = 0
+
+    def first_alarm(self, values: F8) -> int:
+        step, combine, state = self.test.step, self.test.combine, self._state
+        done = 0
+        for window in self._closed(values):
+            done += self.window
+            state, result = step(state, window, "d")
+            judged = combine([result])
+            alarmed = any(r.drifted for r in judged if r.detector == ALL or len(judged) == 1)
+            if alarmed:
+                self._state = state
+                return done
+        self._state = state
+        return 0
+
+    def _closed(self, values: F8) -> Iterator[Window]:
+        scores = values.astype(np.float32)
+        bins = self._calibration.bins(scores)
+        for begin in range(0, len(values) - self.window + 1, self.window):
+            rows = slice(begin, begin + self.window)
+            self._windows.add(
+                ScoreBatch(
+                    "m",
+                    "1",
+                    "s",
+                    self._sequence,
+                    (1 + self._sequence) * SECOND,
+                    {"d": scores[rows]},
+                    {"d": "digest"},
+                ),
+                {"d": bins[rows]},
+            )
+            self._sequence += 1
+            for closed in self._windows.close():
+                yield closed.pane
+        # Time passes after the last value, too.
+        for closed in self._windows.advance((2 + self._sequence) * SECOND):
+            yield closed.pane
+
+    def state_bytes(self) -> int:
+        return sum(array.nbytes for array in self.test.freeze(self._state).values())
+
+
+def _budget(promise: float, window: int = WINDOW, tolerated: float = 0.0) -> Ours:
+    return Ours(
+        "budget",
+        window,
+        promise,
+        false_alarms=f"1 per {promise / window:g} windows",
+        tolerated_fraction=tolerated,
+    )
+
+
+OURS: dict[str, Callable[[], Contender]] = {
+    "oodmon budget 10,000": lambda: _budget(PROMISE),
+    "oodmon budget 1,000": lambda: _budget(1_000),
+    "oodmon budget 1,000,000": lambda: _budget(1_000_000),
+    "oodmon budget 10,000, tolerated 1 %": lambda: _budget(PROMISE, tolerated=0.01),
+    "oodmon budget 100,000, windows of 256": lambda: _budget(100_000, 256),
+    "oodmon ks": lambda: Ours("ks", 64, PROMISE, alpha=64 / PROMISE),
+    "oodmon psi": lambda: Ours("psi", 64, PROMISE, alpha=64 / PROMISE),
+    "oodmon adwin": lambda: Ours("adwin", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW),
+    "oodmon page_hinkley": lambda: Ours(
+        "page_hinkley", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW
+    ),
+    "oodmon kswin": lambda: Ours("kswin", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW),
+}
+"""Name → how to make it."""

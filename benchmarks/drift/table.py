@@ -1,0 +1,208 @@
+"""Cells → one table: printed, as CSV, and as plots."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.drift.best import best
+from benchmarks.drift.streams import Pools, Stream
+from benchmarks.drift.worker import Cell
+
+__all__ = ["Row", "plot", "rows", "save", "show"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender on one stream under one change.
+
+    Attributes:
+        run_length: values between false alarms, time at risk over alarms.
+        at_least: whether `run_length` is only a lower bound: it never alarmed.
+        promise: what its settings state, 0 where they state nothing.
+        kept: "yes", "no" (measured below the promise by more than two standard errors), "" without
+            a promise.
+        delay, error: mean over the changes that were found, and its standard error.
+        missed: repetitions in which the change was not found.
+        best: delay of the CUSUM that knows the change, at the same run length; NaN where none is
+            known.
+        ratio: delay / best; NaN where nothing was found.
+    """
+
+    stream: str
+    change: str
+    contender: str
+    run_length: float
+    at_least: bool
+    promise: float
+    kept: str
+    delay: float
+    error: float
+    found: int
+    missed: int
+    false_before: int
+    best: float
+    ratio: float
+    values_per_second: float
+    state_bytes: int
+    repetitions: int
+
+
+def rows(cells: Iterable[Cell], streams: Sequence[Stream], pools: Pools) -> list[Row]:
+    """Join each change with the run length of the same contender on the same stream."""
+    cells = list(cells)
+    quiet = {(cell.contender, cell.stream): cell for cell in cells if not cell.change}
+    yardsticks = {
+        (stream.name, change.name): best(stream, change, pools)
+        for stream in streams
+        for change in stream.changes
+    }
+    made = []
+    for cell in cells:
+        at_rest = quiet.get((cell.contender, cell.stream))
+        if not cell.change or at_rest is None:
+            continue
+        length = at_rest.values / max(at_rest.alarms, 1)
+        yardstick = yardsticks.get((cell.stream, cell.change))
+        least = yardstick.delay(length) if yardstick is not None else math.nan
+        mean = cell.values / cell.alarms if cell.alarms else math.nan
+        spread = max(cell.squares / cell.alarms - mean**2, 0.0) if cell.alarms else math.nan
+        made.append(
+            Row(
+                cell.stream,
+                cell.change,
+                cell.contender,
+                length,
+                at_rest.alarms == 0,
+                cell.promise,
+                _kept(at_rest, cell.promise),
+                mean,
+                math.sqrt(spread / max(cell.alarms - 1, 1)),
+                cell.alarms,
+                cell.repetitions - cell.alarms,
+                cell.false,
+                least,
+                mean / least,
+                at_rest.rate,
+                at_rest.state_bytes,
+                cell.repetitions,
+            )
+        )
+    return made
+
+
+def _kept(quiet: Cell, promise: float) -> str:
+    if not promise:
+        return ""
+    allowed = quiet.values / promise
+    return "yes" if quiet.alarms <= allowed + 2.0 * math.sqrt(max(allowed, 1.0)) else "NO"
+
+
+def show(table: Sequence[Row]) -> None:
+    """One block per stream, one line per contender."""
+    for stream in dict.fromkeys(row.stream for row in table):
+        block = [row for row in table if row.stream == stream]
+        changes = list(dict.fromkeys(row.change for row in block))
+        width = max(len(row.contender) for row in block)
+        print(f"\n== {stream}: mean delay ± standard error (missed of repetitions), ratio to best")
+        head = "".join(f"{change:>28}" for change in changes)
+        print(
+            f"{'':{width}}{'run length':>12} {'promise':>10} {'kept':>4}{head}"
+            f"{'values/s':>12}{'state B':>9}"
+        )
+        for name in dict.fromkeys(row.contender for row in block):
+            mine = {row.change: row for row in block if row.contender == name}
+            first = next(iter(mine.values()))
+            text = f"{name:{width}}{'>' if first.at_least else '':>2}{first.run_length:>10,.0f} "
+            text += (
+                f"{first.promise:>10,.0f} {first.kept:>4}" if first.promise else f"{'-':>10}     "
+            )
+            text += "".join(f"{_delay(mine[c]) if c in mine else '':>28}" for c in changes)
+            print(f"{text}{first.values_per_second:>12,.0f}{first.state_bytes or '-':>9}")
+
+
+def _delay(row: Row) -> str:
+    if not row.found:
+        return f"missed {row.missed}"
+    missed = f" ({row.missed}/{row.repetitions})" if row.missed else ""
+    ratio = f"{row.ratio:5.1f}" if math.isfinite(row.ratio) else "    -"
+    return f"{row.delay:,.0f}±{row.error:,.0f}{missed} {ratio}"
+
+
+def save(table: Sequence[Row], path: Path) -> None:
+    """The whole table as CSV."""
+    names = list(Row.__dataclass_fields__)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        for row in table:
+            values: Mapping[str, object] = {name: getattr(row, name) for name in names}
+            writer.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in values.values()])
+
+
+def plot(table: Sequence[Row], folder: Path) -> list[Path]:
+    """One figure per stream: delay against run length, with the best possible as a line."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    made = []
+    for stream in dict.fromkeys(row.stream for row in table):
+        block = [row for row in table if row.stream == stream]
+        changes = list(dict.fromkeys(row.change for row in block))
+        columns = min(len(changes), 4)
+        lines = -(-len(changes) // columns)
+        figure, axes = plt.subplots(
+            lines, columns, figsize=(4.2 * columns, 3.6 * lines + 1.2), squeeze=False
+        )
+        names = list(dict.fromkeys(row.contender for row in block))
+        colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
+        for place, change in enumerate(changes):
+            axis = axes[place // columns][place % columns]
+            mine = [row for row in block if row.change == change]
+            lengths = sorted({row.run_length for row in mine if math.isfinite(row.best)})
+            least = {row.run_length: row.best for row in mine}
+            if lengths:
+                best_delays = [least[at] for at in lengths]
+                axis.plot(lengths, best_delays, "k--", lw=1, label="best possible")
+            for row in mine:
+                if row.found <= row.missed:
+                    continue  # a mean over a minority of the runs would flatter it
+                own = row.contender.startswith("oodmon")
+                axis.errorbar(
+                    row.run_length,
+                    row.delay,
+                    row.error,
+                    fmt="*" if own else "o",
+                    ms=11 if own else 5,
+                    color=colors[row.contender],
+                    label=row.contender,
+                )
+            scale = "log" if axis.has_data() else "linear"
+            axis.set(xscale=scale, yscale=scale, title=change)
+            axis.set(xlabel="values between false alarms", ylabel="values to the alarm")
+            axis.grid(alpha=0.3)
+        handles: dict[str, Any] = {}
+        for axis in axes.flat[len(changes) :]:
+            axis.set_visible(False)
+        for axis in axes.flat:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                handles.setdefault(label, handle)
+        figure.suptitle(f"{stream} (no point: missed in half of the runs or more)")
+        figure.legend(handles=list(handles.values()), loc="lower center", ncols=4, fontsize=7)
+        height = 3.6 * lines + 1.2
+        figure.tight_layout(rect=(0, (0.2 + 0.16 * -(-len(handles) // 4)) / height, 1, 1))
+        path = folder / f"drift-{_slug(stream)}.png"
+        figure.savefig(path, dpi=90)
+        plt.close(figure)
+        made.append(path)
+    return made
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).replace("--", "-")
