@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow bench bench-drift docs clean
+.PHONY: help setup system demo check format test test-slow bench bench-drift bench-detectors docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ bench: $(STAMP)  ## overhead, pipeline and detector throughput, as ratios within
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.pipeline
 	$(BIN)/python -m benchmarks.detectors
+
+bench-detectors: $(STAMP)  ## every detector beside pytorch-ood's: throughput and agreement
+	$(BIN)/python -m pip install --quiet --no-deps "pytorch-ood==0.4.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.detectors $(BENCH)
 
 bench-drift: $(STAMP)  ## our drift tests beside the public ones, in environments of their own
 	$(PYTHON) -m venv .venv-bench
