@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -13,9 +14,11 @@ from oodmon.daemon.intake import Fold
 from oodmon.daemon.metrics import METRICS, Metrics
 from oodmon.errors import FeedError
 from oodmon.records import BIN_EDGES, Alert, DriftResult, Fact, Notice, Window
-from oodmon.store.events import AgentSeen, Depth
+from oodmon.store.events import AgentSeen, Depth, Store
 
 __all__ = ["Observer"]
+
+_log = logging.getLogger(__name__)
 
 _SECOND: Final = 1_000_000_000
 _ACTIVE_WITHIN: Final = 300 * _SECOND
@@ -133,6 +136,16 @@ class Observer:
             for name, value in found.items():
                 if f"oodmon_{name}" in METRICS:
                     put(f"oodmon_{name}", value, **stream)
+
+    def queues(
+        self, reader: Reader, health: Health, store: Store, receivers: Collection[str]
+    ) -> None:
+        """What waits in the feed and in the outbox; what fails here is told where it matters."""
+        try:
+            self.feed(reader, health)
+            self.depths(store.depths(), receivers)
+        except Exception as error:
+            _log.debug("backlog or outbox cannot be counted: %s", error)
 
     def feed(self, reader: Reader, health: Health) -> None:
         """What waits in the feed, and what is wrong with it.

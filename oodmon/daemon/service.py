@@ -28,7 +28,7 @@ from oodmon.daemon.intake import Fold, Intake
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
-from oodmon.daemon.resume import emit, same_model, thaw
+from oodmon.daemon.resume import emit, rebuilt, thaw
 from oodmon.daemon.signals import Signals
 from oodmon.daemon.steady import SteadyClock
 from oodmon.daemon.tenure import Tenure
@@ -97,13 +97,7 @@ class Service:
         )
         self._asked = Asked()
         self._blank = parts.pipeline.freeze()
-        self._tenure = Tenure(
-            store,
-            health=self._health,
-            metrics=self.metrics,
-            asked=self._asked,
-            monotonic=monotonic,
-        )
+        self._tenure = Tenure(store, self._health, self.metrics, self._asked, monotonic)
         self._upkeep = Upkeep(
             store, self.metrics, retention or Retention(), self._pace.upkeep_seconds
         )
@@ -159,8 +153,6 @@ class Service:
     def port(self) -> int:
         """The management port; 0 where there is none."""
         return self._http.port if self._http else 0
-
-    # --- startup ----------------------------------------------------------------------------------
 
     def startup(self) -> None:
         """Open everything and go to where the last transaction left off; raise what fails."""
@@ -238,8 +230,6 @@ class Service:
         put("oodmon_config_last_reload_successful", 1)
         put("oodmon_config_last_reload_success_timestamp_seconds", self._clock() / _SECOND)
 
-    # --- the loop ---------------------------------------------------------------------------------
-
     def main_loop(self) -> None:
         """Until someone asks for the end."""
         while not self._asked.stopping:
@@ -297,15 +287,16 @@ class Service:
         reader = self._reader
         return reader is not None and self._commits.commit(self._intake, self._parts.routes, reader)
 
-    # --- between groups ---------------------------------------------------------------------------
-
     def _heed(self) -> None:
         """Do what was asked for, and keep the gauges."""
         asked, waiting = self._asked.reloads()
         if asked:
-            outcome = self._reload()
-            for future in waiting:
-                future.set_result(outcome)
+            outcome: str | None = "another daemon works for this pipeline"
+            try:
+                outcome = self._reload()
+            finally:
+                for future in waiting:
+                    future.set_result(outcome)
         if self._monotonic() - self._sampled >= self._pace.sample_seconds:
             self._sample()
 
@@ -315,19 +306,11 @@ class Service:
             return "this daemon was started without a configuration to read again"
         if self._intake.group and not self._commit():
             return "the store does not take the open group"
-        try:
-            parts = self._rebuild()
-            same_model(self._parts.pipeline, parts.pipeline)
-        except Exception as error:
-            expected = isinstance(error, OodmonError)
-            _log.error(  # a traceback only for what is not the user's mistake
-                "reload failed, the configuration in force stays: %s",
-                error,
-                exc_info=not expected,
-            )
+        parts = rebuilt(self._rebuild, self._parts.pipeline)
+        if isinstance(parts, Exception):
             self.metrics.put("oodmon_config_last_reload_successful", 0)
-            self._emit("reload_failed", error)
-            return str(error) or type(error).__name__
+            self._emit("reload_failed", parts)
+            return str(parts) or type(parts).__name__
         self._blank = parts.pipeline.freeze()
         self._thaw(parts.pipeline, self._parts.pipeline.freeze())
         self._intake.swap(parts.pipeline)
@@ -349,14 +332,8 @@ class Service:
         self._observer.pipeline(self._parts.pipeline)
         self._observer.agents(self._intake.agents.values(), self._clock())
         self._couriers.states()
-        try:
-            if self._reader is not None:
-                self._observer.feed(self._reader, self._health)
-            self._observer.depths(self._store.depths(), self._parts.receivers)
-        except Exception as error:
-            _log.debug("backlog or outbox cannot be counted: %s", error)
-
-    # --- shutdown ---------------------------------------------------------------------------------
+        if self._reader is not None:
+            self._observer.queues(self._reader, self._health, self._store, self._parts.receivers)
 
     def shutdown(self) -> None:
         """Commit what was taken, deliver what can be delivered in time, close everything."""

@@ -362,8 +362,8 @@ def test_prune(store: Store) -> None:
     assert store.prune(border)["dead_letters"] == 1
     assert len(store.drift_results()) == 4
     assert store.depths()["sinks.log"].pending == 1
-    with pytest.raises(ContractError, match="prune: unknown agents"):
-        store.prune(border, ("agents",))
+    with pytest.raises(ContractError, match="prune: unknown positions"):
+        store.prune(border, ("positions",))
 
 
 def test_prune_takes_more_than_one_bite(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
