@@ -7,7 +7,6 @@ computed once per batch and shared through `Activations`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -26,6 +25,7 @@ __all__ = [
     "Entropy",
     "MaxLogit",
     "confidence",
+    "log_odds",
     "log_partition",
     "predicted",
     "two_sided",
@@ -43,6 +43,9 @@ _FEW: Final = 64
 
 _CHUNK: Final = 1 << 16
 """Logits that are worked on at once where there are many: their temporaries stay in the cache."""
+
+_A_FEW_ROWS: Final = 16
+"""Up to so many rows the number of calls counts, not their work."""
 
 
 def two_sided(acts: Activations) -> Tensor:
@@ -141,14 +144,44 @@ def _marked(logits: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Te
     return gaps.neg_(), tied
 
 
-def _by_chunks(acts: Activations, compute: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """`compute` on (b, K) logits and their top (b, 1), a cache's worth of rows at a time."""
+def log_odds(acts: Activations, temperature: float = 1.0) -> Tensor:
+    """log((1 - p) / p) of the largest probability p, (B,): exact where p is 1 in float32."""
+    return _others(acts, temperature)[0]
+
+
+def _others(acts: Activations, temperature: float) -> tuple[Tensor, Tensor]:
+    """Of all classes but the predicted one: log of their odds, and the sum of odds times gap.
+
+    Odds are against the predicted class, exp(gap), and gaps (z_k - z_top) / T; both (B,).
+    """
+    return acts.shared(f"logits.others@{temperature}", lambda: _sums(acts, temperature))
+
+
+def _sums(acts: Activations, temperature: float) -> tuple[Tensor, Tensor]:
     logits, top = two_sided(acts), _top(acts)
+    if logits.shape[1] < _FEW:
+        gaps = _gaps(acts, temperature)
+        near = gaps.amax(dim=1, keepdim=True)
+        odds = (gaps - near).exp_()
+        log_sum = odds.sum(dim=1).log_()
+        # of a marked class and of one with logit -inf both are 0: exp(-1e20), and 1e20 times that
+        weighted = odds.mul_(gaps.clamp(min=-_FAR)).sum(dim=1)
+        near = near.squeeze(1)
+        return log_sum.add_(near), weighted.mul_(near.exp())
     size = max(1, _CHUNK // logits.shape[1])
     if logits.device.type != "cpu" or len(logits) <= size:
-        return compute(logits, top)
+        return _sums_of_many(logits, top, temperature)
     starts = range(0, len(logits), size)
-    return torch.cat([compute(logits[i : i + size], top[i : i + size]) for i in starts])
+    parts = [_sums_of_many(logits[i : i + size], top[i : i + size], temperature) for i in starts]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+
+
+def _sums_of_many(logits: Tensor, top: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    gaps, tied = _marked(logits, top, temperature)
+    shares = gaps.softmax(dim=1)  # one fused kernel
+    log_sum = gaps.amax(dim=1).sub_(shares.amax(dim=1).log_())
+    weighted = shares.mul_(gaps).sum(dim=1).mul_(log_sum.exp())
+    return torch.logaddexp(log_sum, tied.log_()), weighted
 
 
 def _positive(detector: str, temperature: float) -> None:
@@ -199,20 +232,22 @@ class MSP(Detector):
     def score(self, acts: Activations, state: State) -> Tensor:
         """log of the sum of the other classes' probabilities, or minus the largest one."""
         del state
+        logits = two_sided(acts)
         if self.scale == "prob":
-            top = _top(acts).squeeze(1)
             if self.temperature != 1.0:
-                top = top / self.temperature
-            return (top - log_partition(acts, self.temperature)).exp_().neg_()
-        if two_sided(acts).shape[1] < _FEW:
-            gaps = _gaps(acts, self.temperature)
-            return functional.logsigmoid(_log_sum_exp(gaps, gaps.amax(dim=1, keepdim=True)))
-        return _by_chunks(acts, self._of_many)
+                logits = logits / self.temperature
+            return logits.softmax(dim=1).amax(dim=1).neg_()
+        if len(logits) <= _A_FEW_ROWS and logits.shape[1] < _FEW:
+            return _log_complement(logits / self.temperature)
+        return functional.logsigmoid(log_odds(acts, self.temperature))
 
-    def _of_many(self, logits: Tensor, top: Tensor) -> Tensor:
-        gaps, tied = _marked(logits, top, self.temperature)
-        log_odds = _log_sum_exp(gaps, gaps.amax(dim=1, keepdim=True))
-        return functional.logsigmoid(torch.logaddexp(log_odds, tied.log_()))
+
+def _log_complement(logits: Tensor) -> Tensor:
+    """log(1 - max p), (B,), in half as many calls as by `log_odds`, of which each costs more."""
+    shares = logits.double().log_softmax(dim=1)
+    others = shares.topk(logits.shape[1] - 1, largest=False).values.clamp_(min=-_MARK)
+    # their log-sum-exp: each is its own share of them plus that
+    return others[:, -1] - others.log_softmax(dim=1)[:, -1]
 
 
 @detectors.register("max_logit")
@@ -307,23 +342,8 @@ class Entropy(Detector):
         return _READS
 
     def score(self, acts: Activations, state: State) -> Tensor:
-        """With n top classes and odds t of the others: log(n + t) + t/(n + t) · mean gap.
-
-        The mean gap is taken over the others' own softmax, so nothing cancels.
-        """
+        """log(1 + odds) - (sum of odds times gap) / (1 + odds), so that nothing cancels."""
         del state
-        if two_sided(acts).shape[1] >= _FEW:
-            return _by_chunks(acts, self._of_many)
-        # of a marked class and of one with logit -inf both are 0: exp(-1e20), and 1e20 times that
-        gaps = _gaps(acts, self.temperature).clamp(min=-_FAR)
-        odds = gaps.exp()
-        weighted = (odds * gaps).sum(dim=1)
-        total = odds.sum(dim=1)
-        return total.log1p() - weighted / total.add_(1.0)
-
-    def _of_many(self, logits: Tensor, top: Tensor) -> Tensor:
-        gaps, tied = _marked(logits, top, self.temperature)
-        shares = gaps.softmax(dim=1)
-        odds = (gaps.amax(dim=1) - shares.amax(dim=1).log_()).exp_()
-        mean = shares.mul_(gaps).sum(dim=1)
-        return torch.log1p(tied + odds) - odds * mean / (1.0 + tied + odds)
+        log_sum, weighted = _others(acts, self.temperature)
+        odds = log_sum.exp()
+        return odds.log1p().sub_(weighted / odds.add_(1.0))
