@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from oodmon.contracts import Probe
 from oodmon.contracts import Reference as ReferenceContract
 from oodmon.errors import ContractError
 from oodmon.records import Activations
@@ -34,6 +36,7 @@ class Reference:
         seed: of the generator that detectors draw from.
         device: where every tensor is brought.
         progress: called with the share of the work done, in [0, 1], and a note.
+        probe: passes through the model that the batches come from, for detectors that need them.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Reference:
         seed: int = 0,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        probe: Probe | None = None,
     ) -> None:
         self._batches = batches
         self._device = torch.device(device)
@@ -51,6 +55,7 @@ class Reference:
         )
         self._seed = seed
         self._progress = progress
+        self._probe = probe
 
     @classmethod
     def from_arrays(
@@ -64,6 +69,7 @@ class Reference:
         batch_size: int = 256,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        probe: Probe | None = None,
     ) -> Reference:
         """Arrays or tensors with one row per sample; `ContractError` names one that disagrees."""
         tensors: dict[str, Tensor] = {
@@ -96,7 +102,7 @@ class Reference:
                     labels=part.get("labels"),
                 )
 
-        return cls(batches, head=head, seed=seed, device=device, progress=progress)
+        return cls(batches, head=head, seed=seed, device=device, progress=progress, probe=probe)
 
     @classmethod
     def from_batches(
@@ -106,12 +112,13 @@ class Reference:
         seed: int = 0,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
+        probe: Probe | None = None,
     ) -> Reference:
         """Batches made on demand, such as forward passes over a data set.
 
         `batches` is called once per pass and must give the same batches each time.
         """
-        return cls(batches, head=head, seed=seed, device=device, progress=progress)
+        return cls(batches, head=head, seed=seed, device=device, progress=progress, probe=probe)
 
     @property
     def head(self) -> tuple[Tensor, Tensor] | None:
@@ -141,6 +148,7 @@ class Reference:
                 labels=None if acts.labels is None else self._bring(acts.labels).long(),
                 sample_ids=acts.sample_ids,
                 observed_at=acts.observed_at,
+                probe=self._probe or acts.probe,
             )
 
     def _bring(self, array: Array) -> Tensor:
@@ -182,7 +190,8 @@ def gather(
             finite = torch.ones(columns[0].shape[0], dtype=torch.bool, device=columns[0].device)
             for column in columns:
                 if column.is_floating_point():
-                    finite &= column.reshape(column.shape[0], -1).isfinite().all(dim=1)
+                    width = math.prod(column.shape[1:])  # no -1: a batch may have no rows
+                    finite &= column.isfinite().reshape(len(column), width).all(dim=1)
             kept.append(rows_of(finite, *columns))
             keys.append(key[finite.cpu()])
             held += len(keys[-1])

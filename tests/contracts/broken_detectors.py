@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from oodmon.checks import detectors as checks
+from oodmon.checks.detectors import probing
 from oodmon.contracts import Detector, Reads, Reference, State
 from oodmon.errors import StateError
 from oodmon.records import Activations
@@ -243,6 +244,72 @@ class ReturnsNumbers(Honest):
         return torch.tensor(super().measure(features, mean).tolist())
 
 
+@dataclass(frozen=True)
+class OnProbe(Detector):
+    """Largest logit of another pass: what the broken ones that read the model are made of.
+
+    Reads      inputs, the model
+    Learns     nothing
+    Score      -max z
+    Reference  a test
+    """
+
+    def reads(self) -> Reads:
+        return Reads(inputs=True, model=True)
+
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        found = acts.require_probe().run(acts.require_inputs())
+        return found.require_logits().amax(dim=1).neg()
+
+
+class DropsByPlace(OnProbe):
+    """Dropout as a module does it: masks for the rows of this batch, from the global generator."""
+
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        inputs = torch.nn.functional.dropout(acts.require_inputs().float(), 0.5)
+        return acts.require_probe().run(inputs).require_logits().amax(dim=1).neg()
+
+
+class SeedsTheWorld(OnProbe):
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        torch.manual_seed(0)
+        return super().score(acts, state)
+
+
+class CallsTheModel(OnProbe):
+    """Past the probe, to what is served."""
+
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        model: Any = acts.require_probe()._model()  # type: ignore[attr-defined]
+        found: Tensor = model(acts.require_inputs()).amax(dim=1)
+        return found.neg()
+
+
+class SwitchesTheMode(OnProbe):
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        acts.require_probe()._model().train(mode=False)  # type: ignore[attr-defined]
+        return super().score(acts, state)
+
+
+class LeavesAGradient(OnProbe):
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        model: Any = acts.require_probe()._model()  # type: ignore[attr-defined]
+        model.guess.grad = model.guess.detach().clone()
+        return super().score(acts, state)
+
+
+class PassesNothing(OnProbe):
+    def reads(self) -> Reads:
+        return Reads(model=True)
+
+
+class DoesWithoutTheModel(OnProbe):
+    def score(self, acts: Activations, state: Any) -> Tensor:
+        if acts.probe is None:
+            return acts.require_logits()[:, 0]
+        return super().score(acts, state)
+
+
 Check = Callable[[Detector], None]
 
 BROKEN: dict[Check, tuple[Detector, ...]] = {
@@ -252,7 +319,7 @@ BROKEN: dict[Check, tuple[Detector, ...]] = {
         Overflows(),
         UndefinedAtZero(),
     ),
-    checks.check_rows_are_independent: (CentresTheBatch(), CountsRows()),
+    checks.check_rows_are_independent: (CentresTheBatch(), CountsRows(), DropsByPlace()),
     checks.check_permuting_rows_permutes_scores: (CountsRows(), SpareTheFirst()),
     checks.check_empty_batch: (NeedsARow(),),
     checks.check_inputs_and_state_are_unchanged: (WritesToTheLayer(), MovesItsMean()),
@@ -261,14 +328,21 @@ BROKEN: dict[Check, tuple[Detector, ...]] = {
     checks.check_no_gradient: (TakesAGradient(),),
     checks.check_higher_is_more_ood: (WrongSign(), Blind()),
     checks.check_same_reference_same_state: (LearnsAtRandom(),),
-    checks.check_same_answer_twice: (ThrowsDice(), UsesTheBatchBefore()),
+    checks.check_same_answer_twice: (ThrowsDice(), UsesTheBatchBefore(), DropsByPlace()),
     checks.check_threads_do_not_mix: (SharesABuffer(),),
     checks.check_save_and_load: (Impostor(),),
     checks.check_any_memory_layout: (ReadsMemory(),),
-    checks.check_what_is_missing_is_named: (FillsIn(), Mumbles()),
+    checks.check_what_is_missing_is_named: (FillsIn(), Mumbles(), DoesWithoutTheModel()),
     checks.check_foreign_state_is_refused: (TakesAnyState(),),
     checks.check_options_survive_yaml: (HoldsAnObject(), HoldsATable()),
     checks.check_docstring_block: (Undocumented(),),
     checks.check_nothing_is_kept: (Hoards(),),
     checks.check_nothing_waits_for_the_device: (AsksTheHost(), PicksByMask(), ReturnsNumbers()),
+    probing.check_the_model_is_left_alone: (
+        CallsTheModel(),
+        SwitchesTheMode(),
+        LeavesAGradient(),
+        PassesNothing(),
+    ),
+    probing.check_no_global_generator_is_touched: (DropsByPlace(), SeedsTheWorld()),
 }

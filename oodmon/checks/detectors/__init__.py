@@ -19,6 +19,11 @@ import torch
 import yaml
 from torch import Tensor
 
+from oodmon.checks.detectors.model import members
+from oodmon.checks.detectors.probing import (
+    check_no_global_generator_is_touched,
+    check_the_model_is_left_alone,
+)
 from oodmon.checks.detectors.samples import (
     LAYERS,
     channels_last,
@@ -47,10 +52,15 @@ _BLOCK: Final = ("Reads", "Learns", "Score", "Reference")
 
 
 def cases(cls: type[Detector]) -> list[Detector]:
-    """Instances with the options of `cls.examples()`; open layers are chosen from the data's."""
+    """Instances with the options of `cls.examples()`; open layers are chosen from the data's.
+
+    An option `weights_folder` is filled with a folder of weights for the model of the checks.
+    """
     examples = getattr(cls, "examples", None)
     options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
-    return [cls(**chosen).pin(LAYERS) for chosen in options]
+    fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    more = {"weights_folder": members()} if "weights_folder" in fields else {}
+    return [cls(**{**more, **chosen}).pin(LAYERS) for chosen in options]
 
 
 def check_scores_are_a_finite_column(detector: Detector) -> None:
@@ -218,6 +228,8 @@ def check_what_is_missing_is_named(detector: Detector) -> None:
         _names(scorer, dataclasses.replace(acts, logits=None), "logits", whole)
     if reads.inputs:
         _names(scorer, dataclasses.replace(acts, inputs=None), "inputs", whole)
+    if reads.model:
+        _names(scorer, dataclasses.replace(acts, probe=None), "model", whole)
 
 
 def check_foreign_state_is_refused(detector: Detector) -> None:
@@ -329,4 +341,6 @@ CHECKS: Final[tuple[Callable[[Detector], None], ...]] = (
     check_docstring_block,
     check_nothing_is_kept,
     check_nothing_waits_for_the_device,
+    check_the_model_is_left_alone,
+    check_no_global_generator_is_touched,
 )

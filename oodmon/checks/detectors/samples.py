@@ -1,18 +1,21 @@
 """The data that detectors are checked on: four classes, maps, vectors, logits and images.
 
-Every detector gets all of it, and vectors of their own for layers that it names otherwise.
+Every detector gets all of it, and vectors of their own for layers that it names otherwise; in a
+layer called `faint` strange samples are nearer to nothing than to any class. What reads the model
+gets a probe of a small one that is sure of the images of the reference.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import zlib
 from collections.abc import Callable
 from typing import Final
 
 import torch
 from torch import Tensor
 
+from oodmon.checks.detectors.model import CLASSES, IMAGE, NOISE, around, probe_on
 from oodmon.contracts import Detector
 from oodmon.detectors.reference import Reference
 from oodmon.detectors.scorer import Scorer
@@ -36,47 +39,32 @@ __all__ = [
 LAYERS: Final = ("stage", "features")
 """What `Detector.pin` chooses from."""
 
-_CLASSES: Final = 4
 _ROWS: Final = 400
 _SEED: Final = 11
 _SURE: Final = 8.0  # logit of the right class of a sample of the reference
-_NOISE: Final = 0.3
-_FAR: Final = 30.0  # strange samples lie this many times the classes' own spread away
 _VECTOR: Final = 12
 _MAP: Final = (6, 5, 4)
-_IMAGE: Final = (1, 9, 8)
 
 
 def samples(detector: Detector, count: int, seed: int = 1, *, strange: bool = False) -> Activations:
     """Samples like the reference's, or strange ones: far from every class, the model unsure."""
     draw = torch.Generator().manual_seed(seed)
-    labels = torch.randint(_CLASSES, (count,), generator=draw)
+    labels = torch.randint(CLASSES, (count,), generator=draw)
     names = dict.fromkeys((*LAYERS, *detector.reads().layers))
     layers = {
-        name: _around(name, _MAP if name == "stage" else (_VECTOR,), labels, draw, strange)
+        name: around(name, _MAP if name == "stage" else (_VECTOR,), labels, draw, strange)
         for name in names
     }
-    logits = torch.randn((count, _CLASSES), generator=draw) * _NOISE - 2.0
+    logits = torch.randn((count, CLASSES), generator=draw) * NOISE - 2.0
     if not strange:
         logits[torch.arange(count), labels] += _SURE + torch.rand(count, generator=draw)
     return Activations(
         layers=layers,
         logits=logits,
-        inputs=_around("inputs", _IMAGE, labels, draw, strange),
+        inputs=around("inputs", IMAGE, labels, draw, strange),
         labels=labels,
+        probe=probe_on("cpu") if detector.reads().model else None,
     )
-
-
-def _around(
-    name: str, shape: tuple[int, ...], labels: Tensor, draw: torch.Generator, strange: bool
-) -> Tensor:
-    """Non-negative, as after a ReLU, around one centre per class that the name decides."""
-    fixed = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    centres = torch.rand((_CLASSES, *shape), generator=fixed) + 0.5
-    away = torch.rand(shape, generator=fixed) * _FAR
-    noise = torch.randn((len(labels), *shape), generator=draw) * _NOISE / 3
-    found = centres[labels] + noise
-    return (found + away if strange else found).clamp_(min=0.0)
 
 
 def extremes(detector: Detector) -> Activations:
@@ -87,7 +75,7 @@ def extremes(detector: Detector) -> Activations:
     def stretched(tensor: Tensor) -> Tensor:
         return tensor * factor.reshape(-1, *[1] * (tensor.ndim - 1))
 
-    logits = torch.zeros((6, _CLASSES))
+    logits = torch.zeros((6, CLASSES))
     logits[1, :2] = torch.tensor([1e4, -1e4])
     logits[2] = -1e4
     logits[3, 1] = -float("inf")
@@ -97,6 +85,7 @@ def extremes(detector: Detector) -> Activations:
         logits=logits,
         inputs=stretched(usual.require_inputs()),
         labels=usual.labels,
+        probe=usual.probe,
     )
 
 
@@ -104,7 +93,7 @@ def reference(detector: Detector) -> Reference:
     """Labelled samples to learn from, in batches of 64."""
     acts = samples(detector, _ROWS, _SEED)
     return Reference.from_arrays(
-        acts.layers, acts.logits, acts.inputs, acts.labels, seed=3, batch_size=64
+        acts.layers, acts.logits, acts.inputs, acts.labels, seed=3, batch_size=64, probe=acts.probe
     )
 
 
@@ -116,11 +105,14 @@ def learnt(detector: Detector) -> Scorer:
 
 def each(acts: Activations, change: Callable[[Tensor], Tensor]) -> Activations:
     """New activations with every floating tensor changed."""
-    return Activations(
+    changed = Activations(
         layers={name: change(tensor) for name, tensor in acts.layers.items()},
         logits=None if acts.logits is None else change(acts.logits),
         inputs=None if acts.inputs is None else change(acts.inputs),
     )
+    if acts.probe is None:
+        return changed
+    return dataclasses.replace(changed, probe=probe_on(changed.require_inputs().device.type))
 
 
 def rows(acts: Activations, chosen: slice | Tensor) -> Activations:
@@ -136,6 +128,7 @@ def joined(first: Activations, second: Activations) -> Activations:
         },
         logits=torch.cat([first.require_logits(), second.require_logits()]),
         inputs=torch.cat([first.require_inputs(), second.require_inputs()]),
+        probe=first.probe,
     )
 
 
