@@ -31,7 +31,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "replay": ("replay", "Show what a config would have alarmed on."),
     "status": ("watch", "Show where everything stands."),
     "tail": ("watch", "Follow alerts and notices."),
-    "events": ("events", "List and revive events that could not be delivered."),
+    "events": ("events", "List and replay events that could not be delivered."),
     "report": ("report", "Write one HTML file about what was seen."),
     "catalog": ("catalog", "List every component there is."),
     "conform": ("catalog", "Hold a component to its contract."),

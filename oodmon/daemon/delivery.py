@@ -80,7 +80,7 @@ class Delivery:
         self._stop = threading.Event()
         self._opened = False
         self._failures = 0
-        self._first_failed: dict[int, int] = {}
+        self._first_failed: dict[int, float] = {}
         self._bugs: set[str] = set()
         self._deadline: float | None = None
         self._calling_since: float | None = None
@@ -247,11 +247,13 @@ class Delivery:
         why = str(error) or type(error).__name__
         wish = error.after_seconds if isinstance(error, RetryLater) else 0.0
         wait = self._wait(wish)
-        oldest = now - round(self.backoff.max_age_seconds * _SECOND)
+        # By the monotonic clock: a wall clock that is set on must not make dead letters.
+        tried_at = self._monotonic()
+        oldest = tried_at - self.backoff.max_age_seconds
         young: list[OutboxRow] = []
         old: list[OutboxRow] = []
         for row in rows:
-            first = self._first_failed.setdefault(row.seq, now)
+            first = self._first_failed.setdefault(row.seq, tried_at)
             (old if first <= oldest else young).append(row)
         if old:
             self._bury(old, f"gave up after {self.backoff.max_age_seconds:g} s: {why}", "expired")

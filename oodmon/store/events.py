@@ -148,9 +148,9 @@ class Store:
         """These will never be taken: they become dead letters and hold nothing back."""
         self._outbox.bury(receiver, seqs, error)
 
-    def dead(self, receiver: str, limit: int = 0) -> list[OutboxRow]:
-        """The dead letters of a receiver in order of `seq`; 0 is no limit."""
-        return self._outbox.dead(receiver, limit)
+    def dead(self, receiver: str, limit: int = 0, after: int = 0) -> list[OutboxRow]:
+        """The dead letters of a receiver with a greater `seq`, in its order; 0 is no limit."""
+        return self._outbox.dead(receiver, limit, after)
 
     def revive(self, receiver: str, seqs: Sequence[int]) -> int:
         """Make dead letters pending again, as if never tried; how many there were."""

@@ -21,29 +21,22 @@ from typing import Any, Final
 from uuid import uuid4
 
 from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
     Connection,
     Row,
-    cast,
     delete,
-    extract,
-    func,
     select,
     update,
 )
-from sqlalchemy import literal_column as sql
 
 from oodmon.errors import Superseded
 from oodmon.store.database import Database
 from oodmon.store.rows import clean
-from oodmon.store.statements import insert_new
+from oodmon.store.statements import insert_new, now_ns
 from oodmon.store.tables import leases
 
 __all__ = ["Lease"]
 
 _SECOND: Final = 1_000_000_000
-_UNIX_EPOCH_DAYS: Final = 2_440_587.5  # Julian day of 1970-01-01
 _STARTED: Final = 19
 """Field of /proc/PID/stat behind the name: when the process began, clock ticks after the boot."""
 
@@ -72,7 +65,9 @@ class Lease:
         """Take the lease or renew it: "" if it is ours, else who holds it, in words."""
         mine = leases.c.pipeline == self._pipeline
         with self._database.read() as connection:
-            found = connection.execute(select(leases, self._now().label("now")).where(mine)).first()
+            found = connection.execute(
+                select(leases, now_ns(self._database.dialect).label("now")).where(mine)
+            ).first()
         if found is None:
             won = self._insert()
         elif found.holder == self._holder:
@@ -101,7 +96,9 @@ class Lease:
         statement = (
             update(leases)
             .where(leases.c.pipeline == self._pipeline, leases.c.holder == self._holder)
-            .values(beats=leases.c.beats + 1, expires_at_ns=self._now() + self._lasts)
+            .values(
+                beats=leases.c.beats + 1, expires_at_ns=now_ns(self._database.dialect) + self._lasts
+            )
         )
         if connection.execute(statement).rowcount != 1:
             raise Superseded(
@@ -132,7 +129,9 @@ class Lease:
 
     def _insert(self) -> bool:
         statement = insert_new(leases, self._database.dialect).values(
-            pipeline=self._pipeline, **self._row(1), expires_at_ns=self._now() + self._lasts
+            pipeline=self._pipeline,
+            **self._row(1),
+            expires_at_ns=now_ns(self._database.dialect) + self._lasts,
         )
         with self._database.write() as connection:
             options = {"preserve_rowcount": True}
@@ -147,7 +146,10 @@ class Lease:
                 leases.c.holder == found.holder,
                 leases.c.beats == found.beats,
             )
-            .values(**self._row(found.epoch + 1), expires_at_ns=self._now() + self._lasts)
+            .values(
+                **self._row(found.epoch + 1),
+                expires_at_ns=now_ns(self._database.dialect) + self._lasts,
+            )
         )
         with self._database.write() as connection:
             return connection.execute(statement).rowcount == 1
@@ -162,13 +164,6 @@ class Lease:
         if beat != self._seen:
             self._seen, self._since = beat, time.monotonic()
         return time.monotonic() - self._since >= self._seconds
-
-    def _now(self) -> ColumnElement[int]:
-        """The database's clock, ns UTC, to the millisecond."""
-        if self._database.dialect == "sqlite":
-            days = func.julianday("now") - _UNIX_EPOCH_DAYS
-            return cast(days * sql("86400e9"), BigInteger)
-        return cast(extract("epoch", func.clock_timestamp()) * sql("1e9"), BigInteger)
 
 
 def _place() -> str:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, case, func, or_, select, update
 
 from oodmon.records import Event
-from oodmon.store import rows
+from oodmon.store import rows, statements
 from oodmon.store.database import Database
 from oodmon.store.statements import insert_new
 from oodmon.store.tables import outbox
@@ -23,6 +23,11 @@ __all__ = ["Depth", "Outbox", "OutboxRow"]
 
 _AT_ONCE: Final = 500
 """Numbers in one IN list; SQLite takes 32,766 variables in a statement."""
+
+_TRIES: Final = ("attempts", "not_before_ns", "first_failed_ns", "last_failed_ns")
+
+_LONGEST_WAIT_NS: Final = 2 * 3600 * 1_000_000_000
+"""Delivery puts nothing off for longer: a time beyond was written by a clock that was wrong."""
 
 _ERROR_CHARS: Final = 2000
 """What is kept of a receiver's last words."""
@@ -37,12 +42,15 @@ class OutboxRow:
         event: what to deliver.
         attempts: failed deliveries so far.
         error: what the last one failed with, "" before.
+        first_failed_ns, last_failed_ns: when, by the database's clock; 0 before.
     """
 
     seq: int
     event: Event
     attempts: int
     error: str = ""
+    first_failed_ns: int = 0
+    last_failed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +94,11 @@ class Outbox:
         waiting = and_(*self._at(receiver, "pending"))
         blocked = (
             select(outbox.c.subject, func.min(outbox.c.seq).label("seq"))
-            .where(waiting, outbox.c.not_before_ns > now_ns)
+            .where(
+                waiting,
+                outbox.c.not_before_ns > now_ns,
+                outbox.c.not_before_ns <= now_ns + _LONGEST_WAIT_NS,
+            )
             .group_by(outbox.c.subject)
             .cte("blocked")
         )
@@ -109,7 +121,7 @@ class Outbox:
         values = {
             "attempts": outbox.c.attempts + 1,
             "not_before_ns": not_before_ns,
-            "error": _last_words(error),
+            **self._failed(error),
         }
         self._change(receiver, seqs, "pending", values)
 
@@ -118,18 +130,19 @@ class Outbox:
         values = {
             "status": "dead",
             "attempts": outbox.c.attempts + 1,
-            "error": _last_words(error),
+            **self._failed(error),
         }
         self._change(receiver, seqs, "pending", values)
 
     def revive(self, receiver: str, seqs: Sequence[int]) -> int:
         """Dead letters that are pending again, as if never tried."""
-        values = {"status": "pending", "attempts": 0, "not_before_ns": 0, "error": ""}
+        values = {"status": "pending", "error": ""} | dict.fromkeys(_TRIES, 0)
         return self._change(receiver, seqs, "dead", values)
 
-    def dead(self, receiver: str, limit: int) -> list[OutboxRow]:
-        """The dead letters of a receiver, in order; 0 is no limit."""
-        query = select(outbox).where(*self._at(receiver, "dead")).order_by(outbox.c.seq)
+    def dead(self, receiver: str, limit: int, after: int) -> list[OutboxRow]:
+        """The dead letters of a receiver behind this number, in order; 0 is no limit."""
+        wanted = (*self._at(receiver, "dead"), outbox.c.seq > after)
+        query = select(outbox).where(*wanted).order_by(outbox.c.seq)
         with self._database.read() as connection:
             return [_row(found) for found in connection.execute(query.limit(limit or None))]
 
@@ -160,6 +173,15 @@ class Outbox:
                 oldest_ns=found.get("pending", nothing)[1],
             )
             for receiver, found in sorted(counted.items())
+        }
+
+    def _failed(self, error: str) -> dict[str, Any]:
+        now = statements.now_ns(self._database.dialect)
+        first = outbox.c.first_failed_ns
+        return {
+            "error": _last_words(error),
+            "first_failed_ns": case((first == 0, now), else_=first),
+            "last_failed_ns": now,
         }
 
     def _at(self, receiver: str, status: str) -> tuple[Any, ...]:
@@ -207,4 +229,11 @@ def _row(found: Row[Any]) -> OutboxRow:
         time=found.time_ns,
         data=json.loads(found.data),
     )
-    return OutboxRow(found.seq, event, found.attempts, found.error)
+    return OutboxRow(
+        found.seq,
+        event,
+        found.attempts,
+        found.error,
+        found.first_failed_ns,
+        found.last_failed_ns,
+    )

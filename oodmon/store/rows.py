@@ -265,6 +265,8 @@ def outbox_row(receiver: str, event: Event) -> Row:
         "attempts": 0,
         "not_before_ns": 0,
         "error": "",
+        "first_failed_ns": 0,
+        "last_failed_ns": 0,
     }
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Table
+from sqlalchemy import BigInteger, ColumnElement, Table, cast, extract, func
+from sqlalchemy import literal_column as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["insert_new", "insert_or_change"]
+__all__ = ["insert_new", "insert_or_change", "now_ns"]
+
+_UNIX_EPOCH_DAYS: Final = 2_440_587.5  # Julian day of 1970-01-01
 
 _Insert = sqlite.Insert | postgresql.Insert
 
@@ -40,6 +43,13 @@ def insert_or_change(
         set_=dict(values(statement.excluded)),
         where=None if where is None else where(statement.excluded),
     )
+
+
+def now_ns(dialect: str) -> ColumnElement[int]:
+    """The database's clock, ns UTC: to the millisecond in SQLite, the microsecond in PostgreSQL."""
+    if dialect == "sqlite":
+        return cast((func.julianday("now") - _UNIX_EPOCH_DAYS) * sql("86400e9"), BigInteger)
+    return cast(extract("epoch", func.clock_timestamp()) * sql("1e9"), BigInteger)
 
 
 def _insert(table: Table, dialect: str) -> _Insert:

@@ -211,6 +211,8 @@ outbox: Final = Table(
     _count("attempts"),
     _count("not_before_ns"),
     _text("error"),
+    _count("first_failed_ns"),
+    _count("last_failed_ns"),
     UniqueConstraint("pipeline", "receiver", "event_id"),
     Index(None, "pipeline", "receiver", "status", "seq"),
     # A number that was pruned must not be given out again.

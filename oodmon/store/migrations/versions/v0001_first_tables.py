@@ -149,6 +149,7 @@ def _machinery() -> None:
         *_texts("data", "status"),
         *_integers("attempts", "not_before_ns"),
         *_texts("error"),
+        *_integers("first_failed_ns", "last_failed_ns"),
         sa.PrimaryKeyConstraint("seq", name="pk_outbox"),
         sa.UniqueConstraint(
             "pipeline", "receiver", "event_id", name="uq_outbox_pipeline_receiver_event_id"
