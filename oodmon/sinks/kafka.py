@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from oodmon.brokers import Access, choice, is_refusal, knock
+from oodmon.brokers import Access, choice, is_refusal, knock, login
 from oodmon.contracts import Sink
 from oodmon.errors import Rejected, RetryLater, WireError
 from oodmon.records import Event
@@ -162,7 +162,11 @@ class Kafka(Access, Sink):
         if not events:
             return
         messages = [self._message(event) for event in events]
-        self.open()
+        try:
+            self.open()
+        except Rejected as error:
+            # It is the connection and not the events: they wait until it is put right.
+            raise RetryLater(str(error)) from error
         try:
             self._deliver(self._connections[0].producer, messages)
         except BaseException as error:
@@ -229,9 +233,13 @@ class Kafka(Access, Sink):
     def _knock(self) -> None:
         try:
             knock(self, self.bootstrap_servers, self.timeout_seconds)
+            if self.security_protocol.startswith("SASL"):
+                login(self, self.bootstrap_servers, self.timeout_seconds)
         except ConnectionError as error:
             if is_refusal(error):
-                raise Rejected(f"kafka: broker and sink do not trust each other; {error}") from error
+                raise Rejected(
+                    f"kafka: broker and sink do not trust each other; {error}"
+                ) from error
             raise RetryLater(f"kafka: no broker answers; {error}") from error
         except (ValueError, OSError) as error:  # an address or a certificate file of our own
             raise Rejected(f"kafka: {error}") from error
