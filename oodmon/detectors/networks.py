@@ -17,12 +17,15 @@ from torch.nn import functional
 
 __all__ = [
     "Shapes",
+    "convolution_shapes",
     "decode",
     "decoder_shapes",
     "dense_shapes",
     "encode",
     "encoder_shapes",
+    "grow",
     "initial",
+    "shrink",
 ]
 
 Shapes = dict[str, tuple[int, ...]]
@@ -45,6 +48,16 @@ def dense_shapes(prefix: str, widths: Sequence[int], *, bias: bool = True) -> Sh
     return shapes
 
 
+def convolution_shapes(prefix: str, channels: Sequence[int], *, bias: bool = True) -> Shapes:
+    """3×3 convolutions between these numbers of channels."""
+    shapes: Shapes = {}
+    for i, (before, after) in enumerate(itertools.pairwise(channels)):
+        shapes[f"{prefix}.conv{i}.weight"] = (after, before, 3, 3)
+        if bias:
+            shapes[f"{prefix}.conv{i}.bias"] = (after,)
+    return shapes
+
+
 def encoder_shapes(
     prefix: str,
     row: Sequence[int],
@@ -59,17 +72,12 @@ def encoder_shapes(
     Images pass three convolutions of `width`, 2·`width` and 2·`width` channels first. `hidden` are
     the widths of the linear layers between.
     """
-    shapes: Shapes = {}
-    size = row[0]
-    if len(row) == 3:
-        channels = (row[0], width, 2 * width, 2 * width)
-        for i in range(len(_STRIDES)):
-            shapes[f"{prefix}.conv{i}.weight"] = (channels[i + 1], channels[i], 3, 3)
-            if bias:
-                shapes[f"{prefix}.conv{i}.bias"] = (channels[i + 1],)
-        height, breadth = _sizes(row)[-1]
-        size = channels[-1] * height * breadth
-    return {**shapes, **dense_shapes(prefix, (size, *hidden, outputs), bias=bias)}
+    if len(row) != 3:
+        return dense_shapes(prefix, (row[0], *hidden, outputs), bias=bias)
+    shapes = convolution_shapes(prefix, (row[0], width, 2 * width, 2 * width), bias=bias)
+    height, breadth = _sizes(row)[-1]
+    widths = (2 * width * height * breadth, *hidden, outputs)
+    return {**shapes, **dense_shapes(prefix, widths, bias=bias)}
 
 
 def decoder_shapes(
@@ -80,11 +88,7 @@ def decoder_shapes(
         return dense_shapes(prefix, (inputs, *hidden, row[0]))
     height, breadth = _sizes(row)[-1]
     shapes = dense_shapes(prefix, (inputs, *hidden, 2 * width * height * breadth))
-    channels = (2 * width, width, width, row[0])
-    for i, (before, after) in enumerate(itertools.pairwise(channels)):
-        shapes[f"{prefix}.conv{i}.weight"] = (after, before, 3, 3)
-        shapes[f"{prefix}.conv{i}.bias"] = (after,)
-    return shapes
+    return {**shapes, **convolution_shapes(prefix, (2 * width, width, width, row[0]))}
 
 
 def initial(shapes: Mapping[str, tuple[int, ...]], draw: torch.Generator) -> dict[str, Tensor]:
@@ -98,10 +102,15 @@ def initial(shapes: Mapping[str, tuple[int, ...]], draw: torch.Generator) -> dic
 def encode(values: Tensor, state: Mapping[str, Tensor], prefix: str) -> Tensor:
     """(B, D) or (B, C, H, W) → (B, outputs)."""
     if values.ndim == 4:
-        for i, stride in enumerate(_STRIDES):
-            values = functional.leaky_relu(_convolve(values, state, f"{prefix}.conv{i}", stride))
-        values = values.flatten(1)
+        values = shrink(values, state, prefix).flatten(1)
     return _dense(values, state, prefix)
+
+
+def shrink(values: Tensor, state: Mapping[str, Tensor], prefix: str) -> Tensor:
+    """An encoder's convolutions: (B, C, H, W) → (B, 2·width, H/4, W/4), rounded up."""
+    for i, stride in enumerate(_STRIDES):
+        values = functional.leaky_relu(_convolve(values, state, f"{prefix}.conv{i}", stride))
+    return values
 
 
 def decode(code: Tensor, state: Mapping[str, Tensor], prefix: str, row: Sequence[int]) -> Tensor:
@@ -109,10 +118,15 @@ def decode(code: Tensor, state: Mapping[str, Tensor], prefix: str, row: Sequence
     values = _dense(code, state, prefix)
     if len(row) != 3:
         return values
-    whole, half, quarter = _sizes(row)
     # the channels are those of the first convolution: a batch of no rows tells nothing
     channels = state[f"{prefix}.conv0.weight"].shape[1]
-    values = functional.leaky_relu(values).reshape(len(code), channels, *quarter)
+    values = functional.leaky_relu(values).reshape(len(code), channels, *_sizes(row)[-1])
+    return grow(values, state, prefix, row)
+
+
+def grow(values: Tensor, state: Mapping[str, Tensor], prefix: str, row: Sequence[int]) -> Tensor:
+    """A decoder's convolutions: (B, 2·width, H/4, W/4) → (B, C, H, W)."""
+    whole, half, _ = _sizes(row)
     for i, size in enumerate((half, whole)):
         values = functional.interpolate(values, size=size)
         values = functional.leaky_relu(_convolve(values, state, f"{prefix}.conv{i}", 1))
