@@ -125,13 +125,11 @@ class Calibration:
     def reference(self, model: str = "", version: str = "", segment: str = "") -> Window:
         """The calibration scores as a window: what a drift test starts from.
 
-        Each score is binned by its share of scores at least as high, itself included.
+        Each score is binned by the tail probability of a fresh sample that comes to lie beside it,
+        so with the one place above them all these are the n + 1 places that such a sample may take.
         """
         n = len(self.scores)
-        at_least = n - np.searchsorted(self.scores, self.scores, side="left")
-        # 1 + at_least over n + 1 counts a fresh sample; here the sample is one of the n itself.
-        found = np.searchsorted(BIN_EDGES, at_least / n, side="left") - 1
-        counts = np.bincount(np.clip(found, 0, None), minlength=len(BIN_EDGES) - 1)
+        counts = np.bincount(self.bins(self.scores), minlength=len(BIN_EDGES) - 1)
         picks = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_SIZE)).round().astype(np.int64))
         histogram = Histogram(
             counts.astype(np.int64), 0, picks.astype(np.uint64), self.scores[picks]

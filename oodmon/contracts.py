@@ -360,6 +360,19 @@ class DriftTest(ABC, Generic[S]):
     def thaw(self, reference: Window, arrays: Arrays) -> S:
         """The state back from arrays."""
 
+    def rearm(self, state: S, reference: Window) -> S:
+        """The state when an episode is over: no evidence, as after `start`.
+
+        What was learnt from traffic that had not changed may be kept.
+        """
+        del state
+        return self.start(reference)
+
+    def moved(self, state: S) -> Mapping[str, Any]:
+        """What an alert says of one stream beside the result: plain JSON values; may be empty."""
+        del state
+        return {}
+
     def combine(
         self, results: Sequence[DriftResult], others: Sequence[DriftResult] = ()
     ) -> Sequence[DriftResult]:

@@ -28,6 +28,7 @@ from oodmon.records import (
     Fact,
     Notice,
     ScoreBatch,
+    Window,
 )
 from oodmon.rules import Rule, Rules, Transition
 from oodmon.windows import Closed, Windowing, Windows
@@ -203,11 +204,16 @@ class Pipeline:
 
     def _rearm(self, alert: Alert) -> None:
         """The episode is over: its streams' evidence starts again from nothing."""
-        test, detector, segment = (alert.labels[k] for k in ("test", "detector", "segment"))
-        for key in list(self._states):
-            if key[0] == test and detector in (ALL, key[1]) and segment in (ALL, key[2]):
-                self._states[key] = self.tests[test].start(self._references[key[1]])
-                self._latest.pop(key, None)
+        name, detector, segment = (alert.labels[k] for k in ("test", "detector", "segment"))
+        begin = alert.ended_at - self.windowing.step
+        for key, state in list(self._states.items()):
+            if key[0] == name and detector in (ALL, key[1]) and segment in (ALL, key[2]):
+                test = self.tests[name]
+                state = test.rearm(state, self._references[key[1]])
+                # A silent stream keeps its share of a promise that all share.
+                silent = Window(self.model, self.version, key[2], begin, alert.ended_at)
+                self._latest[key] = replace(test.step(state, silent, key[1])[1], test=name)
+                self._states[key] = state
 
     # --- alerts -------------------------------------------------------------------------------
 

@@ -6,88 +6,37 @@ How it works, and why the promise holds, is told in the class below and in docs/
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from oodmon.bets import F8, Bets, bets
+from oodmon.bets import bets
 from oodmon.contracts import Arrays, DriftTest, Paper
 from oodmon.errors import ContractError
-from oodmon.records import ALL, BIN_EDGES, DriftResult, Histogram, Window
+from oodmon.neighbours import Neighbours
+from oodmon.promises import Promise
+from oodmon.records import ALL, BIN_EDGES, DriftResult, Window
 from oodmon.registry import drift
+from oodmon.wealth import Wealth, distance
 
 __all__ = ["Budget"]
 
 _SECOND: Final = 1_000_000_000
-_UNITS: Final = {
-    "second": 1.0,
-    "minute": 60.0,
-    "hour": 3600.0,
-    "day": 86400.0,
-    "week": 604800.0,
-    "year": 31557600.0,
-}
-_PROMISE: Final = re.compile(
-    r"\s*1\s+per\s+(?P<number>\d+(?:\.\d+)?)\s+(?P<unit>[a-z]+?)s?\s*", re.IGNORECASE
-)
+_RANKS: Final = ("auto", "sequential", "frozen")
 _LOG10_FLOOR: Final = -9.0
 """Evidence below this is reported as this: it is as good as none."""
-
-_SAFETY: Final = 3.0
-"""Standard errors added to the measured autocorrelation; one is about sqrt(3 / pairs)."""
-_MOST_CORRELATED: Final = 0.98
-_MEMORY: Final = 2.0**20
-"""Pairs beyond which the older half counts half: correlation may change over the months."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _State:
-    """One stream.
-
-    Attributes:
-        table: shared by all streams of one reference.
-        log_m: (J,) log of the Shiryaev-Roberts statistics.
-        recent: int64 (64,) counts since the evidence last was below one.
-        since: when that was, ns.
-        pairs, jumps: of neighbouring samples so far, older ones with less weight.
-    """
-
-    table: Bets
-    log_m: F8
-    recent: npt.NDArray[np.int64]
-    since: int
-    pairs: float = 0.0
-    jumps: float = 0.0
-
-    @property
-    def autocorrelation(self) -> float:
-        """Lag-one autocorrelation of the normal scores, if their law is the reference's; [0, 1].
-
-        From the squared jumps between neighbours (von Neumann's ratio): unlike products, they do
-        not rise when the mean does, so a shift does not pass for correlation.
-        """
-        if not self.pairs:
-            return 0.0
-        found = 1.0 - self.jumps / self.pairs / (2.0 * self.table.variance)
-        return min(max(found, 0.0), 1.0)
-
-    @property
-    def block_length(self) -> float:
-        """Samples that carry the evidence of one independent sample, with the estimate's error."""
-        if not self.pairs:
-            return 1.0
-        upper = min(self.autocorrelation + _SAFETY / math.sqrt(self.pairs), _MOST_CORRELATED)
-        return (1.0 + upper) / (1.0 - upper)
+_RISK: Final = 0.05
+"""That the share of changed traffic is less than what the alert says it is at least."""
+_BANDS: Final = (10, 19, 28, 32, 37, 46, 55)
+"""Edges of `BIN_EDGES` by which an alert tells what moved: 0.001, 0.01, 0.1, 0.2, …"""
 
 
 @drift.register("budget")
 @dataclass(frozen=True)
-class Budget(DriftTest[_State]):
+class Budget(DriftTest[Wealth]):
     """E-detector whose expected run length to a false alarm is at least the one asked for.
 
     Reads      counts of tail probabilities per base window (pane); every sample once
@@ -110,22 +59,32 @@ class Budget(DriftTest[_State]):
     independent given the past, and the expected time to a false alarm is at least A base windows,
     whatever the dependence between detectors and segments. Bets are clipped where that grows
     faster under their own alternative (Huber's censored ratios), which is what makes a large δ or a
-    small n affordable. Ranks are frozen (against the calibration sample alone): they cost nothing
-    per sample and add over replicas (docs/adr/0002).
+    small n affordable. So far these are *frozen* ranks: against the calibration sample alone.
+
+    *Sequential* ranks are against the calibration sample and the stream so far (`oodmon.ranks`).
+    While nothing changes they are independent and uniform for any n, so that no calibration error
+    is paid for: the promise is exact at δ = 0, over the draw of calibration and stream together.
+    At δ > 0 the same price for δ is taken; what a tolerated change does to the pool is not part of
+    the proof, only of the simulations. They find small changes with few calibration scores, and
+    sooner the longer the stream was good; but a slow change enters the pool and is forgiven. Frozen
+    ranks never forgive. So `auto` puts 85 % of the wealth on sequential and 15 % on frozen ranks: a
+    mixture of e-detectors is one, at the price of 0.2 nats for the one and 1.9 for the other. A
+    stream that by itself has the evidence for an alarm adds nothing to its pool (docs/adr/0002).
 
     Neighbouring requests are often alike. The test measures the lag-one autocorrelation φ of the
-    normal scores and counts b = (1 + φ) / (1 - φ) samples as one: log L_j / b. For shifts of AR(1)
-    traffic that is the exact worth of correlated samples, for the other bets it is less than that,
-    and with b > 1 it stays fair for independent ones (E f̃^(1/b) <= 1 by Jensen). φ and b are
-    published. Correlation that lasts for more than a few samples at a low φ is not seen by it.
+    normal scores and counts b_j(φ) samples as one: log L_j / b_j, with b_j the factor by which the
+    variance of a sum of the bet's logs grows in AR(1) traffic: (1 + φ) / (1 - φ) for a shift, less
+    for all else. With b > 1 a bet stays fair for independent samples (Jensen). φ and the b of a
+    shift are published. Correlation at a low φ that lasts for long is not seen (docs/adr/0004).
 
-    The effect is a lower bound in plain words: the largest difference between the share of samples
-    below some tail probability, since the evidence began to grow, and the reference's share.
+    The effect is the largest difference between the share of samples below some tail probability,
+    since the change seems to have begun, and the reference's share.
 
     Args:
         false_alarms: how often a false alarm may come: "1 per 30 days", "1 per 10000 windows".
         tolerated_fraction: share of traffic that may change without an alarm, in [0, 0.5].
         calibration_risk: η above.
+        ranks: "auto", "sequential" or "frozen".
     """
 
     name: ClassVar[str]
@@ -141,33 +100,24 @@ class Budget(DriftTest[_State]):
     false_alarms: str = "1 per 30 days"
     tolerated_fraction: float = 0.01
     calibration_risk: float = 0.05
+    ranks: str = "auto"
 
     def __post_init__(self) -> None:
-        if not _PROMISE.fullmatch(self.false_alarms) or self._allowed[0] <= 0:
-            units = ", ".join(f"{unit}s" for unit in (*_UNITS, "window"))
-            raise ContractError(
-                f"false_alarms: expected `1 per <number> <unit>` with a unit of {units}; "
-                f"found {self.false_alarms!r}"
-            )
+        Promise.parse(self.false_alarms)
         if not 0.0 <= self.tolerated_fraction <= 0.5:
             raise ContractError(f"tolerated_fraction: {self.tolerated_fraction} is not in [0, 0.5]")
         if not 0.0 < self.calibration_risk < 1.0:
             raise ContractError(f"calibration_risk: {self.calibration_risk} is not in (0, 1)")
+        if self.ranks not in _RANKS:
+            raise ContractError(f"ranks: expected one of {', '.join(_RANKS)}; found {self.ranks!r}")
 
     @cached_property
-    def _allowed(self) -> tuple[float, str]:
-        match = _PROMISE.fullmatch(self.false_alarms)
-        if match is None:
-            return 0.0, ""
-        number, unit = float(match["number"]), match["unit"].lower()
-        if unit == "window":
-            return number, unit
-        return number * _UNITS.get(unit, 0.0), "second"
+    def _allowed(self) -> Promise:
+        return Promise.parse(self.false_alarms)
 
     def run_length(self, window_seconds: float) -> float:
         """A: the promised expected number of base windows between false alarms."""
-        number, unit = self._allowed
-        return max(number if unit == "window" else number / window_seconds, 1.0)
+        return self._allowed.windows(window_seconds)
 
     def promise(self, window_seconds: float) -> str:
         """In words, for the alert and the report."""
@@ -181,37 +131,43 @@ class Budget(DriftTest[_State]):
     def outlook(self, reference: Window) -> str:
         """What the calibration's size and the tolerated fraction leave to be found."""
         table = self.start(reference).table
-        if not len(table.log_bets):
-            return f"{table.n} calibration scores are too few to tell any change from chance"
         found = []
         if table.least_shift:
             found.append(f"shifts of {table.least_shift:g} σ of all samples")
         if table.least_share:
             found.append(f"{table.least_share:.0%} of novel samples")
-        what = " or ".join(found) or "changes of spread"
-        return f"{table.n} calibration scores: finds {what}, and more"
+        if not found:
+            return f"{table.n} calibration scores are too few to tell any change from chance"
+        return f"{table.n} calibration scores: finds {' or '.join(found)}, and more"
 
     # --- one stream -------------------------------------------------------------------------
 
-    def start(self, reference: Window) -> _State:
+    def start(self, reference: Window) -> Wealth:
         """No evidence yet."""
         counts = sum(
             (histogram.counts for histogram in reference.detectors.values()),
             np.zeros(len(BIN_EDGES) - 1, np.int64),
         )
-        table = bets(tuple(counts.tolist()), self.tolerated_fraction, self.calibration_risk)
-        bins = table.q.shape[0]
-        return _State(table, np.full(len(table.log_bets), -np.inf), np.zeros(bins, np.int64), 0)
+        table = bets(
+            tuple(counts.tolist()), self.tolerated_fraction, self.calibration_risk, self.ranks
+        )
+        found, none = len(table.log_bets), np.zeros(len(counts), np.int64)
+        log_m, gains = np.full(found, -np.inf), np.zeros(found)
+        return Wealth(table, log_m, gains, np.zeros(found, np.int64), none, none, Neighbours())
 
-    def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
+    def rearm(self, state: Wealth, reference: Window) -> Wealth:
+        """No evidence; what was learnt from traffic that had not changed is kept."""
+        fresh = self.start(reference)
+        return replace(fresh, seen=state.seen, neighbours=state.neighbours)
+
+    def step(self, state: Wealth, window: Window, detector: str) -> tuple[Wealth, DriftResult]:
         """Take one base window; an empty one leaves the state as it is."""
         histogram = window.histogram(detector)
         scored = histogram.scored
         limit = math.log(self.run_length((window.end - window.start) / _SECOND))
         if scored and len(state.log_m):
-            state = self._update(state, histogram, window.start, limit)
-        statistic = self._log10(state)
-        table = state.table
+            name = f"{window.start}/{window.segment}/{detector}".encode()
+            state = state.bet(histogram, window.start, limit, name)
         return state, DriftResult(
             window.model,
             window.version,
@@ -220,46 +176,54 @@ class Budget(DriftTest[_State]):
             window.segment,
             window.start,
             window.end,
-            statistic,
+            max(state.log_mean / math.log(10.0), _LOG10_FLOOR),
             limit / math.log(10.0),
             drifted=False,  # decided over all streams together, in `combine`
-            effect=_distance(state.recent, table.q),
+            effect=distance(state.recent, state.table.q),
             samples=scored,
-            reference_samples=table.n,
-            since=state.since,
+            reference_samples=state.table.n,
+            since=state.onset,
         )
 
-    @staticmethod
-    def _update(state: _State, histogram: Histogram, start: int, limit: float) -> _State:
-        bets, counts = len(state.log_m), histogram.counts
-        weight = 0.5 if state.pairs > _MEMORY else 1.0
-        state = replace(
-            state,
-            pairs=weight * state.pairs + histogram.pairs,
-            jumps=weight * state.jumps + histogram.jumps / 1e6,
-        )
-        log_l = state.table.log_bets @ counts / state.block_length
-        grown = log_l + np.logaddexp(0.0, state.log_m)
-        # Beyond the point where one bet alone holds the alarm, more wealth would only delay its
-        # end; a smaller M keeps the promise.
-        log_m = np.minimum(grown, limit + math.log(2.0 * bets))
-        quiet = not state.recent.any() or np.logaddexp.reduce(state.log_m) - math.log(bets) < 0.0
-        recent = counts.copy() if quiet else state.recent + counts
-        return replace(state, log_m=log_m, recent=recent, since=start if quiet else state.since)
-
-    def measurements(self, state: _State) -> Mapping[str, float]:
+    def measurements(self, state: Wealth) -> Mapping[str, float]:
         """The measured autocorrelation and the block length that follows from it."""
+        believed = state.correlation
         return {
-            "autocorrelation_ratio": state.autocorrelation,
-            "block_length_samples": state.block_length,
+            "autocorrelation_ratio": state.neighbours.autocorrelation(
+                state.seen, state.table.variance
+            ),
+            "block_length_samples": (1.0 + believed) / (1.0 - believed),
         }
 
-    @staticmethod
-    def _log10(state: _State) -> float:
-        if not len(state.log_m):
-            return _LOG10_FLOOR
-        log_mean = np.logaddexp.reduce(state.log_m) - math.log(len(state.log_m))
-        return max(float(log_mean) / math.log(10.0), _LOG10_FLOOR)
+    def moved(self, state: Wealth) -> Mapping[str, Any]:
+        """What the alert says of one stream, of the samples since the change was noticed.
+
+        `changed_fraction`: share of the traffic that is different, by the effect; at least
+        `changed_fraction_at_least` with probability 95 %. `bins`: samples with a tail probability
+        of at most `p_at_most`, expected and found.
+        """
+        total = int(state.recent.sum())
+        if not total:
+            return {}
+        found, expected = np.cumsum(state.recent), np.cumsum(state.table.q)
+        believed = state.correlation
+        independent = total * (1.0 - believed) / (1.0 + believed)
+        risk = math.log(2.0 / _RISK) / 2.0
+        error = math.sqrt(risk / independent) + math.sqrt(risk / state.table.n)
+        changed = distance(state.recent, state.table.q)
+        return {
+            "samples": total,
+            "changed_fraction": changed,
+            "changed_fraction_at_least": max(changed - error, 0.0),
+            "bins": [
+                {
+                    "p_at_most": round(float(BIN_EDGES[edge]), 4),
+                    "expected": round(float(expected[edge - 1] * total), 1),
+                    "found": int(found[edge - 1]),
+                }
+                for edge in _BANDS
+            ],
+        }
 
     # --- all streams ------------------------------------------------------------------------
 
@@ -302,33 +266,29 @@ class Budget(DriftTest[_State]):
 
     # --- storage ----------------------------------------------------------------------------
 
-    def freeze(self, state: _State) -> Arrays:
-        """J floats and one histogram."""
+    def freeze(self, state: Wealth) -> Arrays:
+        """Three numbers a bet and two histograms: some 3 kB."""
         return {
             "log_m": state.log_m,
+            "gains": state.gains,
+            "starts": state.starts,
+            "seen": state.seen,
             "recent": state.recent,
-            "since": np.array([state.since], np.int64),
-            "neighbours": np.array([state.pairs, state.jumps]),
+            "neighbours": np.array([state.neighbours.pairs, state.neighbours.jumps]),
         }
 
-    def thaw(self, reference: Window, arrays: Arrays) -> _State:
+    def thaw(self, reference: Window, arrays: Arrays) -> Wealth:
         """Back from `freeze`; a state of another set of bets starts anew."""
         fresh = self.start(reference)
         log_m = np.asarray(arrays["log_m"], np.float64)
         if log_m.shape != fresh.log_m.shape:
             return fresh
-        return _State(
+        return Wealth(
             fresh.table,
             log_m,
+            np.asarray(arrays["gains"], np.float64),
+            np.asarray(arrays["starts"], np.int64),
+            np.asarray(arrays["seen"], np.int64),
             np.asarray(arrays["recent"], np.int64),
-            int(arrays["since"][0]),
-            *(float(value) for value in arrays["neighbours"]),
+            Neighbours(*(float(value) for value in arrays["neighbours"])),
         )
-
-
-def _distance(counts: npt.NDArray[np.int64], q: F8) -> float:
-    """Kolmogorov distance between counts and the reference's bins, 0 without counts."""
-    total = int(counts.sum())
-    if not total:
-        return 0.0
-    return float(np.abs(np.cumsum(counts / total - q)).max())

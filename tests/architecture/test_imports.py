@@ -29,7 +29,6 @@ RINGS: dict[str, int] = {
     "bets": 3,
     "ranks": 3,
     "neighbours": 3,
-    "promises": 3,
     "wealth": 3,
     "windows": 3,
     "rules": 3,
@@ -63,7 +62,8 @@ RINGS: dict[str, int] = {
 # One is made of the other.
 SAME_RING = {
     ("registry", "contracts"),
-    ("windows", "panes"), ("judged", "tuned"),
+    ("windows", "panes"),
+    ("judged", "tuned"),
     ("wealth", "bets"),
     ("wealth", "ranks"),
     ("wealth", "neighbours"),
@@ -90,7 +90,6 @@ THIRD_PARTY: dict[str, set[str]] = {
     "evidence": set(),
     "series": {"numpy", "scipy"},
     "yardstick": {"numpy"},
-    "promises": set(),
     "tuned": set(),
     "judged": {"numpy"},
     "brokers": {"kafka"},

@@ -17,7 +17,7 @@ def _uniform(n: int) -> tuple[int, ...]:
 
 
 def test_some_bet_gains_on_every_direction_of_change() -> None:
-    found = bets(_uniform(1_000_000), 0.0, 0.05)
+    found = bets(_uniform(1_000_000), 0.0, 0.05, "frozen")
     z = np.cumsum(np.diff(BIN_EDGES)) - np.diff(BIN_EDGES) / 2
     directions = {
         "more in the tail": np.where(z < 0.1, 3.0, 1.0),
@@ -35,9 +35,12 @@ def test_some_bet_gains_on_every_direction_of_change() -> None:
 
 
 def test_tables_are_shared_and_follow_the_reference() -> None:
-    assert bets(_uniform(1000), 0.01, 0.05) is bets(_uniform(1000), 0.01, 0.05)
-    small, large = bets(_uniform(300), 0.01, 0.05), bets(_uniform(30_000), 0.01, 0.05)
+    assert bets(_uniform(1000), 0.01, 0.05, "frozen") is bets(_uniform(1000), 0.01, 0.05, "frozen")
+    small, large = (
+        bets(_uniform(300), 0.01, 0.05, "frozen"),
+        bets(_uniform(30_000), 0.01, 0.05, "frozen"),
+    )
     assert small.least_shift > large.least_shift > 0
     assert small.least_share > large.least_share > 0
     with pytest.raises(ContractError, match="no calibration scores"):
-        bets((0,) * BINS, 0.01, 0.05)
+        bets((0,) * BINS, 0.01, 0.05, "auto")
