@@ -157,7 +157,8 @@ def rows_in_blocks(
         finite = torch.ones(len(columns[0]), dtype=torch.bool, device=columns[0].device)
         for column in columns:
             if column.is_floating_point():
-                finite &= column.isfinite().flatten(1).all(dim=1)
+                sound = column.isfinite()
+                finite &= sound.flatten(1).all(dim=1) if sound.ndim > 1 else sound
         if not bool(finite.all()):
             columns = tuple(column[finite] for column in columns)
         waiting.append(columns)

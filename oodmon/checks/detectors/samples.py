@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from oodmon.checks.detectors.model import CLASSES, IMAGE, NOISE, around, probe_on
+from oodmon.checks.detectors.model import CLASSES, IMAGE, NOISE, around, centres_of, probe_on
 from oodmon.contracts import Detector
 from oodmon.detectors.reference import Reference
 from oodmon.detectors.scorer import Scorer
@@ -90,11 +90,25 @@ def extremes(detector: Detector) -> Activations:
 
 
 def reference(detector: Detector) -> Reference:
-    """Labelled samples to learn from, in batches of 64."""
+    """Labelled samples to learn from, in batches of 64, and a head for the first vector read."""
     acts = samples(detector, _ROWS, _SEED)
     return Reference.from_arrays(
-        acts.layers, acts.logits, acts.inputs, acts.labels, seed=3, batch_size=64, probe=acts.probe
+        acts.layers,
+        acts.logits,
+        acts.inputs,
+        acts.labels,
+        head=_head(detector),
+        seed=3,
+        batch_size=64,
+        probe=acts.probe,
     )
+
+
+def _head(detector: Detector) -> tuple[Tensor, Tensor]:
+    """Maps the centre of each class to the logits that its samples have, but for the noise."""
+    vectors = [name for name in detector.reads().layers if name != "stage"]
+    centres, _ = centres_of(vectors[0] if vectors else LAYERS[-1], (_VECTOR,))
+    return _SURE * torch.linalg.pinv(centres).T, torch.full((CLASSES,), -2.0)
 
 
 @functools.lru_cache(maxsize=16)

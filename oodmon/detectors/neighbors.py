@@ -1,0 +1,301 @@
+"""Nearest stored reference features: how far the k-th is (knn), how alike several are (nnguide).
+
+The search is exact: one product with the bank, and the k best without sorting them. The bank is
+taken in chunks, so that memory does not grow with it, and it is bounded itself: a seeded uniform
+sample of the reference, or a coreset of that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self
+
+import torch
+from torch import Tensor
+
+from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
+from oodmon.detectors.features import choose, features, reads_of, unit, width_of
+from oodmon.detectors.logits import log_partition
+from oodmon.detectors.reference import gather
+from oodmon.detectors.states import expect
+from oodmon.errors import ContractError
+from oodmon.records import Activations
+from oodmon.registry import detectors
+
+__all__ = ["KNN", "NNGuide", "coreset"]
+
+_LIKENESSES: Final = 1 << 22
+"""Likenesses held at once: 16 MB of float32, whatever the batch and the bank."""
+
+_ROWS: Final = 1024
+"""Samples compared with the bank at once."""
+
+_PROJECTED: Final = 64
+"""Dimensions in which a coreset is chosen: distances survive a random projection (Johnson and
+Lindenstrauss), and choosing is bound by reading the rows once per point."""
+
+_HELD_OUT: Final = 0.1
+_HELD_OUT_ROWS: Final = 1000
+"""Rows, as a share and at most, that a coreset's recall is measured on; they are in no bank."""
+
+_TAIL: Final = 0.05
+"""Recall is over this share of the held-out rows, those that the whole bank scores highest."""
+
+
+def _best(rows: Tensor, bank: Tensor, half: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest x·b - half_b of each row, in no order, and their places in the bank, (B, k)."""
+    if len(rows) > _ROWS:
+        parts = [_best(part, bank, half, k) for part in torch.split(rows, _ROWS)]
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    step = max(k, _LIKENESSES // max(1, len(rows)))
+    best: tuple[Tensor, Tensor] | None = None
+    for start in range(0, len(bank), step):
+        part = bank[start : start + step]
+        if half is None:
+            alike = rows @ part.T
+        else:
+            alike = torch.addmm(half[start : start + step], rows, part.T, beta=-1.0)
+        value, place = alike.topk(min(k, len(part)), dim=1, sorted=False)
+        place = place + start
+        if best is not None:
+            value = torch.cat([best[0], value], dim=1)
+            place = torch.cat([best[1], place], dim=1)
+            value, chosen = value.topk(k, dim=1, sorted=False)
+            place = place.gather(1, chosen)
+        best = value, place
+    if best is None:
+        raise ContractError("the bank is empty")
+    return best
+
+
+def _distance(rows: Tensor, bank: Tensor, half: Tensor, k: int) -> Tensor:
+    """To the k-th nearest of the bank, (B,): found by products, then measured as a difference."""
+    value, place = _best(rows, bank, half, k)
+    last = place.gather(1, value.argmin(dim=1, keepdim=True)).squeeze(1)
+    found: Tensor = torch.linalg.vector_norm(rows - bank[last], dim=1)
+    return found.clamp_(max=torch.finfo(found.dtype).max)
+
+
+def coreset(rows: Tensor, count: int, reference: Reference, note: str = "coreset") -> Tensor:
+    """Places (M,) of at most `count` rows that leave none of rows (N, D) far from all of them.
+
+    Greedy k-center (Gonzalez, 1985; as in PatchCore): each point is the row farthest from those
+    chosen so far. Its radius is at most twice the smallest possible, in the projected space. Fewer
+    points where the rest are copies of those chosen.
+    """
+    draw = reference.generator()
+    if rows.shape[1] > _PROJECTED:
+        mix = torch.randn((rows.shape[1], _PROJECTED), generator=draw) / _PROJECTED**0.5
+        rows = rows @ mix.to(rows.device)
+    at = int(torch.randint(len(rows), (1,), generator=draw))
+    chosen = [at]
+    apart = (rows - rows[at]).square().sum(dim=1)
+    size = rows.square().sum(dim=1)
+    while len(chosen) < count:
+        at = int(apart.argmax())
+        if not float(apart[at]) > 0.0:
+            break
+        chosen.append(at)
+        step = torch.addmv(size + size[at], rows, rows[at], alpha=-2.0)
+        torch.minimum(apart, step, out=apart)
+        apart[at] = 0.0
+        if len(chosen) % 256 == 0:
+            reference.progress(len(chosen) / count, note)
+    return torch.tensor(chosen, device=rows.device)
+
+
+@detectors.register("knn")
+@dataclass(frozen=True)
+class KNN(Detector):
+    """Distance to the k-th nearest reference sample in feature space.
+
+    Reads      layers[layer] (B, D), maps averaged over their places
+    Learns     bank (N, D): features of a uniform sample of the reference, at length 1 if
+               `normalize`; half (N,): half their squared lengths; recall (): of the coreset
+    Score      |x - b_(k)|, >= 0; at most 2 if `normalize`
+    Reference  Sun et al., ICML 2022
+
+    Options: `layer`, empty for the penultimate features ("logits" are features too). `k`.
+    `normalize`: features are scaled to length 1, as in the paper. `rows` of the bank at most:
+    above, a seeded uniform sample. `coreset`: 0, or so many points of that sample which leave no
+    row far from all of them.
+
+    The cost is that of one product with the bank: N·D per sample. A coreset covers sparse regions
+    as well as dense ones, so its points are no measure of density: take a small k with it (1 to 5).
+    Its recall is measured while learning, on held-out rows: of the 5 % that the whole bank scores
+    highest, the share that the coreset scores highest too. It is kept in the state. Exact search
+    by products is faster on a CPU than a flat index of a search library, hence no such option.
+    """
+
+    layer: str = ""
+    k: int = 50
+    normalize: bool = True
+    rows: int = 10_000
+    coreset: int = 0
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Out-of-Distribution Detection with Deep Nearest Neighbors",
+        "Sun, Ming, Zhu and Li",
+        "ICML",
+        2022,
+        "https://arxiv.org/abs/2204.06507",
+    )
+    stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "N·D"
+
+    def __post_init__(self) -> None:
+        for option in ("k", "rows"):
+            if getattr(self, option) < 1:
+                raise ContractError(
+                    f"detectors.knn.{option}: {getattr(self, option)} is not positive"
+                )
+        if self.rows < self.k:
+            raise ContractError(f"detectors.knn.rows: {self.rows} is less than k, {self.k}")
+        if self.coreset and self.coreset < self.k:
+            raise ContractError(f"detectors.knn.coreset: {self.coreset} is less than k, {self.k}")
+
+    @classmethod
+    def examples(cls) -> Sequence[dict[str, Any]]:
+        """Option sets that the conformity checks run."""
+        return ({"k": 10}, {"k": 5, "normalize": False, "rows": 200}, {"k": 1, "coreset": 60})
+
+    def pin(self, layers: Sequence[str]) -> Self:
+        """The penultimate features, else the last layer, where none was named."""
+        return self if self.layer else dataclasses.replace(self, layer=choose(layers))
+
+    def reads(self) -> Reads:
+        """One layer."""
+        return reads_of(self.layer)
+
+    def learn(self, reference: Reference) -> State:
+        """One pass for the sample; the coreset and its recall from that."""
+        if not self.layer:
+            raise ContractError("detectors.knn.layer is empty, and no layer was tapped")
+        reference.progress(0.0, "knn: sampling the reference")
+        (bank,) = gather(reference, lambda acts: (self._rows(acts),), self.rows)
+        if len(bank) < self.k:
+            raise ContractError(
+                f"detectors.knn.k: {self.k} neighbours are wanted, and the reference has "
+                f"{len(bank)} rows that are finite"
+            )
+        recall = 1.0
+        if 0 < self.coreset < len(bank):
+            with torch.inference_mode(mode=False), torch.no_grad():
+                bank, recall = self._thinned(bank, reference)
+        reference.progress(1.0, f"knn: {len(bank)} rows, recall {recall:.2f}")
+        return {
+            "bank": bank.contiguous(),
+            "half": _half(bank),
+            "recall": torch.tensor(recall, device=bank.device),
+        }
+
+    def check(self, state: State) -> None:
+        """Bank (N, D), half (N,), recall ()."""
+        expect("knn", state, {"bank": "N D", "half": "N", "recall": ""})
+
+    def score(self, acts: Activations, state: State) -> Tensor:
+        """Distance to the k-th nearest."""
+        bank = state["bank"]
+        rows = width_of(self, self.layer, self._rows(acts), bank.shape[1])
+        return _distance(rows, bank, state["half"], min(self.k, len(bank)))
+
+    def _rows(self, acts: Activations) -> Tensor:
+        return unit(acts, self.layer) if self.normalize else features(acts, self.layer)
+
+    def _thinned(self, bank: Tensor, reference: Reference) -> tuple[Tensor, float]:
+        """A coreset of all rows but the held-out ones, and its recall on those."""
+        held = min(_HELD_OUT_ROWS, int(_HELD_OUT * len(bank)))
+        order = torch.randperm(len(bank), generator=reference.generator()).to(bank.device)
+        aside, rest = bank[order[:held]], bank[order[held:].sort().values]
+        chosen = coreset(rest, self.coreset, reference, "knn: choosing the coreset")
+        few = rest[chosen.sort().values]
+        tail = int(_TAIL * held)
+        if not tail or len(few) < self.k or len(rest) < self.k:
+            return few, 0.0
+        exact = _distance(aside, rest, _half(rest), self.k).topk(tail).indices
+        found = _distance(aside, few, _half(few), self.k).topk(tail).indices
+        return few, float(torch.isin(found, exact).double().mean())
+
+
+def _half(bank: Tensor) -> Tensor:
+    return bank.square().sum(dim=1) / 2.0
+
+
+@detectors.register("nnguide")
+@dataclass(frozen=True)
+class NNGuide(Detector):
+    """Energy of the logits, guided by how alike the features are to those of sure samples.
+
+    Reads      layers[layer] (B, D), maps averaged over their places; logits (B, K)
+    Learns     bank (N, D): features of a uniform sample of the reference at length 1, times the
+               sample's log-sum-exp of logits
+    Score      -lse(z) · mean of the k largest x·b / |x|; any sign
+    Reference  Park et al., ICCV 2023
+
+    Options: `layer`, empty for the penultimate features. `k`. `rows` of the bank at most: above, a
+    seeded uniform sample (the paper takes 1 % of ImageNet).
+
+    Both factors change their sign together where the log-sum-exp is negative, which a model's
+    logits may all be; then the order is lost. Watch `energy` beside it.
+    """
+
+    layer: str = ""
+    k: int = 10
+    rows: int = 10_000
+
+    paper: ClassVar[Paper | None] = Paper(
+        "Nearest Neighbor Guidance for Out-of-Distribution Detection",
+        "Park, Jung and Teoh",
+        "ICCV",
+        2023,
+        "https://arxiv.org/abs/2309.14888",
+    )
+    stability: ClassVar[Stability] = "beta"
+    cost: ClassVar[str] = "N·D"
+
+    def __post_init__(self) -> None:
+        for option in ("k", "rows"):
+            if getattr(self, option) < 1:
+                raise ContractError(
+                    f"detectors.nnguide.{option}: {getattr(self, option)} is not positive"
+                )
+        if self.rows < self.k:
+            raise ContractError(f"detectors.nnguide.rows: {self.rows} is less than k, {self.k}")
+
+    def pin(self, layers: Sequence[str]) -> Self:
+        """The penultimate features, else the last layer, where none was named."""
+        return self if self.layer else dataclasses.replace(self, layer=choose(layers))
+
+    def reads(self) -> Reads:
+        """One layer and the logits."""
+        return reads_of(self.layer, logits=True)
+
+    def learn(self, reference: Reference) -> State:
+        """One pass."""
+        if not self.layer:
+            raise ContractError("detectors.nnguide.layer is empty, and no layer was tapped")
+        reference.progress(0.0, "nnguide: sampling the reference")
+        (bank,) = gather(reference, lambda acts: (self._guides(acts),), self.rows)
+        if len(bank) < self.k:
+            raise ContractError(
+                f"detectors.nnguide.k: {self.k} neighbours are wanted, and the reference has "
+                f"{len(bank)} rows that are finite"
+            )
+        reference.progress(1.0, f"nnguide: {len(bank)} rows")
+        return {"bank": bank.contiguous()}
+
+    def check(self, state: State) -> None:
+        """Bank (N, D)."""
+        expect("nnguide", state, {"bank": "N D"})
+
+    def score(self, acts: Activations, state: State) -> Tensor:
+        """Minus guidance times log-sum-exp."""
+        bank = state["bank"]
+        rows = width_of(self, self.layer, unit(acts, self.layer), bank.shape[1])
+        guidance = _best(rows, bank, None, min(self.k, len(bank)))[0].mean(dim=1)
+        return -(guidance * log_partition(acts).float())
+
+    def _guides(self, acts: Activations) -> Tensor:
+        return unit(acts, self.layer) * log_partition(acts).float()[:, None]
