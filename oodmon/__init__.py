@@ -84,6 +84,7 @@ def attach(
         model_name=checked.model.name,
         version=checked.model.version,
         overhead_budget=half.tap.overhead_budget,
+        shadow_budget=half.tap.shadow_budget,
         request=request,
         source=source,
     )

@@ -2,7 +2,8 @@
 
 A package rather than one file, because each of its parts is a subject of its own: `gate` (in the
 serving threads), `passes` (between the threads), `scoring` and `outlet` (in the scoring thread),
-`lanes` (CPU and CUDA), `sampling` (the overhead budget), `breaker`, `request`.
+`shadow` (detectors that need
+further passes), `lanes` (CPU and CUDA), `sampling` (the overhead budget), `breaker`, `request`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import os
 import secrets
 import socket
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,8 +29,11 @@ from oodmon.agent.passes import Passes
 from oodmon.agent.request import Ask, Request, request
 from oodmon.agent.sampling import Sampler
 from oodmon.agent.scoring import Limits, ScorerLike, Scoring
+from oodmon.agent.shadow import SUFFIX, Shadow
+from oodmon.agent.stats import Stats, count
 from oodmon.contracts import Attached, Feed, Reads, Tap, Writer
 from oodmon.errors import ContractError
+from oodmon.taps.twin import Twin
 
 __all__ = ["Agent", "Limits", "Request", "Stats", "request"]
 
@@ -37,39 +41,6 @@ log = logging.getLogger(__name__)
 
 _EXIT_SECONDS: Final = 5.0
 """How long a process that ends may wait for scores that are still to be written."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stats:
-    """Counters of one agent in this process; samples are rows.
-
-    Attributes:
-        passes: forward passes that started.
-        seen: samples in them, as far as their inputs told.
-        sampled: samples that were read and scored.
-        scored: samples that the feed accepted.
-        dropped: samples shed: queue full, feed full, tap or feed failing.
-        batches: score batches that the feed accepted.
-        failures: of tap, scorers and feed together.
-        fraction: share of the passes that is read at present.
-        tap_seconds: serving-thread time of reading.
-        scoring_seconds: scoring-thread CPU time, plus device time on CUDA.
-        serving_seconds: forward time of the sampled passes.
-        overhead: (tap + scoring) / serving time of all passes, estimated from the sampled ones.
-    """
-
-    passes: int
-    seen: int
-    sampled: int
-    scored: int
-    dropped: int
-    batches: int
-    failures: int
-    fraction: float
-    tap_seconds: float
-    scoring_seconds: float
-    serving_seconds: float
-    overhead: float
 
 
 class Agent:
@@ -88,13 +59,17 @@ class Agent:
         version: str,
         device: torch.device,
         budget: float,
+        shadow_budget: float,
+        twin: Callable[[], Twin],
         request: Ask | None,
         source: str,
         clock: Callable[[], int],
         limits: Limits,
         seed: int,
     ) -> None:
-        self._scorers = {name: scorer.to(device) for name, scorer in scorers.items()}
+        moved = {name: scorer.to(device) for name, scorer in scorers.items()}
+        self._beside = {name: s for name, s in moved.items() if not s.reads().model}
+        self._shadowed = {name: s for name, s in moved.items() if s.reads().model}
         self._feed = feed
         self._model = (model_name, version)
         self._clock = clock
@@ -102,7 +77,11 @@ class Agent:
         self._source = source
         self._pid = self._born_in = os.getpid()
         self._first_writer: list[Writer] = []
-        self._sampler = Sampler(budget, seed)
+        both = self._beside and self._shadowed
+        self._sampler = Sampler(budget if self._beside else shadow_budget, seed)
+        self._shadow_sampler = Sampler(shadow_budget, seed) if both else None
+        self._new_twin = twin
+        self._first_twin: list[Twin] = []
         self._gate = Gate(
             self._sampler,
             clock,
@@ -110,6 +89,9 @@ class Agent:
             self._furnish,
             request,
             Breaker(limits.failures, limits.retry_seconds),
+            self._shadow_sampler,
+            _union(self._beside),
+            _union(self._shadowed),
         )
         self._attached: Attached | None = None
         self.found: tuple[str, ...] = ()
@@ -125,6 +107,7 @@ class Agent:
         model_name: str,
         version: str,
         overhead_budget: float = 0.0,
+        shadow_budget: float = 0.01,
         request: Ask | None = None,
         source: str = "",
         clock: Callable[[], int] = time.time_ns,
@@ -137,19 +120,24 @@ class Agent:
             scorers: detector id → scorer; moved to the model's device.
             overhead_budget: share of serving time, (0, 1]; 1 reads every pass; 0 leaves it to the
                 tap's own option.
+            shadow_budget: the same for the shadow worker, beside it: for detectors that need
+                further passes through the model.
             request: asked in each sampled pass who it is for; else `request()`'s context says.
             source: id of this agent; made from host, process and chance where it is "".
             clock: ns UTC.
 
         Raises:
-            ContractError: a layer that does not exist, with near names; an impossible option.
+            ContractError: a layer that does not exist, with near names; an impossible option; a
+                model that cannot be copied, where a detector needs further passes.
             FeedError: the feed cannot be opened.
         """
         if not scorers:
             raise ContractError("an agent needs at least one scorer")
         budget = overhead_budget or float(getattr(tap, "overhead_budget", 1.0))
-        if not 0.0 < budget <= 1.0:
-            raise ContractError(f"overhead_budget: {budget} is not in (0, 1]")
+        for option, share in (("overhead_budget", budget), ("shadow_budget", shadow_budget)):
+            if not 0.0 < share <= 1.0:
+                raise ContractError(f"{option}: {share} is not in (0, 1]")
+        known = weakref.ref(model)
         agent = cls(
             scorers=scorers,
             feed=feed,
@@ -157,6 +145,8 @@ class Agent:
             version=version,
             device=_device_of(model),
             budget=budget,
+            shadow_budget=shadow_budget,
+            twin=lambda: _twin(tap, known()),
             request=request,
             source=source,
             clock=clock,
@@ -186,29 +176,18 @@ class Agent:
     def stats(self) -> Stats:
         """Counters so far."""
         room = self._gate.rooms()
-        if room is None:
-            return Stats(
-                self._gate.passes, self._gate.seen, 0, 0, 0, 0, self._gate.failures,
-                self._sampler.fraction, 0.0, 0.0, 0.0, 0.0,
-            )  # fmt: skip
-        tally = room.scoring.tally
-        spent = tally.tap_seconds + tally.scoring_seconds
-        served = tally.serving_seconds
-        share = tally.sampled / max(self._gate.seen, 1)
-        return Stats(
-            passes=self._gate.passes,
-            seen=self._gate.seen,
-            sampled=tally.sampled,
-            scored=tally.scored,
-            dropped=room.scoring.dropped,
-            batches=tally.batches,
-            failures=tally.failures + self._gate.failures,
-            fraction=self._sampler.fraction,
-            tap_seconds=tally.tap_seconds,
-            scoring_seconds=tally.scoring_seconds,
-            serving_seconds=served,
-            overhead=spent * share / served if served else 0.0,
-        )
+        return count(self._gate, self._sampler, None if room is None else room.scoring)
+
+    def shadow_stats(self) -> Stats | None:
+        """The shadow worker's counters; none where no detector needs further passes.
+
+        Nor where all do: then the shadow worker's are the agent's.
+        """
+        if self._shadow_sampler is None:
+            return None
+        room = self._gate.rooms()
+        shadow = None if room is None or room.shadow is None else room.shadow[1]
+        return count(self._gate, self._shadow_sampler, shadow)
 
     def detach(self, timeout_seconds: float = 10.0) -> bool:
         """Take the hooks off, score and write what waits, close the writer.
@@ -219,7 +198,11 @@ class Agent:
         if self._attached is not None:
             self._attached.detach()
         room = self._gate.rooms()
+        begun = time.monotonic()
         written = room is None or room.scoring.stop(timeout_seconds)
+        if room is not None and room.shadow is not None:
+            left = timeout_seconds - (time.monotonic() - begun)
+            written = room.shadow[1].stop(max(left, 0.0)) and written
         if written and os.getpid() == self._born_in:
             while self._first_writer:  # nothing was ever written
                 self._first_writer.pop().close()
@@ -237,6 +220,10 @@ class Agent:
         self.detach()
 
     def _start(self, model: nn.Module, tap: Tap, reads: Reads) -> None:
+        if self._shadowed:
+            twin = self._new_twin()
+            twin.build()  # what cannot be copied is an error here and now
+            self._first_twin.append(twin)
         writer = self._feed.writer(self.source)
         self._first_writer.append(writer)
         try:
@@ -245,6 +232,8 @@ class Agent:
             writer.close()
             raise
         self.found = self._attached.found
+        if self._shadowed:
+            self.found += (_told(self._shadowed),)
         self._gate.open()
         atexit.register(self._at_exit)
 
@@ -254,7 +243,6 @@ class Agent:
 
     def _furnish(self, pid: int) -> Room:
         limits = self._limits
-        queue = Passes(limits.queue_passes, limits.queue_bytes, limits.batch_rows)
         forked = pid != self._born_in
         source = self.source
 
@@ -264,16 +252,46 @@ class Agent:
                 return self._first_writer.pop()
             return self._feed.writer(source)
 
+        shadow = self._furnish_shadow(source, open_writer, forked=forked)
+        if shadow is not None and not self._beside:
+            return Room(source, *shadow)
+        queue = Passes(limits.queue_passes, limits.queue_bytes, limits.batch_rows)
+        stamp = (*self._model, source)
         scoring = Scoring(
-            queue,
-            self._scorers,
-            open_writer,
-            (*self._model, source),
-            self._sampler,
-            limits,
-            self._clock,
+            queue, self._beside, open_writer, stamp, self._sampler, limits, self._clock
         )
-        return Room(pid, queue, scoring)
+        return Room(source, queue, scoring, shadow)
+
+    def _furnish_shadow(
+        self, source: str, open_writer: Callable[[], Writer], *, forked: bool
+    ) -> tuple[Passes, Shadow] | None:
+        if not self._shadowed:
+            return None
+        # A twin's lock may have been held when the process forked.
+        twin = self._first_twin.pop() if self._first_twin and not forked else self._new_twin()
+        repeats = self._shadow_sampler is not None
+        if repeats:
+            source += SUFFIX
+        queue = Shadow.queue(self._limits)
+        return queue, Shadow(
+            queue,
+            self._shadowed,
+            (lambda: self._feed.writer(source)) if repeats else open_writer,
+            (*self._model, source),
+            self._shadow_sampler or self._sampler,
+            self._limits,
+            self._clock,
+            twin,
+            repeats=repeats,
+        )
+
+
+def _twin(tap: Tap, model: nn.Module | None) -> Twin:
+    if model is None:
+        raise ContractError("the model is gone")
+    make = getattr(tap, "twin", Twin)
+    made: Twin = make(model)
+    return made
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -287,3 +305,8 @@ def _union(scorers: Mapping[str, ScorerLike]) -> Reads:
     reads = [scorer.reads() for scorer in scorers.values()]
     layers = dict.fromkeys(name for each in reads for name in each.layers)
     return Reads(layers=tuple(layers), logits=True, inputs=any(each.inputs for each in reads))
+
+
+def _told(scorers: Mapping[str, ScorerLike]) -> str:
+    names = ", ".join(scorers)
+    return f"shadow worker: {names} make further passes over a fraction of the inputs"

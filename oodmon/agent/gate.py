@@ -7,6 +7,8 @@ its own at its first pass.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import logging
 import os
 from collections.abc import Callable
@@ -22,7 +24,7 @@ from oodmon.agent.passes import Pass, Passes
 from oodmon.agent.request import Ask, Request, current
 from oodmon.agent.sampling import Sampler
 from oodmon.agent.scoring import Scoring
-from oodmon.contracts import Visit
+from oodmon.contracts import Reads, Visit
 from oodmon.records import Activations
 
 __all__ = ["Gate", "Room"]
@@ -34,12 +36,34 @@ _REMARKS_TOLD: Final = 32
 
 
 class Room:
-    """What one process needs of its own: queue and scoring thread."""
+    """What one process needs of its own: queue and scoring thread; the shadow's, if there is one.
 
-    def __init__(self, pid: int, queue: Passes, scoring: Scoring) -> None:
-        self.pid = pid
+    Args:
+        source: id of the agent in this process; begins the names of passes that have none.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        queue: Passes,
+        scoring: Scoring,
+        shadow: tuple[Passes, Scoring] | None = None,
+    ) -> None:
         self.queue = queue
         self.scoring = scoring
+        self.shadow = shadow
+        self._source = source
+        self._numbers = itertools.count()
+
+    def start(self) -> None:
+        """Start the threads; once."""
+        self.scoring.start()
+        if self.shadow is not None:
+            self.shadow[1].start()
+
+    def name(self) -> str:
+        """A new name for a pass."""
+        return f"{self._source}/pass-{next(self._numbers)}"
 
 
 class Gate:
@@ -51,6 +75,9 @@ class Gate:
         device: where the model is; its events are recorded there.
         furnish: makes the queue and the (unstarted) scoring thread of a process id.
         ask: names the samples of a pass; else the context's request does.
+        shadow: says which of the passes that are read the shadow worker gets as well.
+        reads, shadow_reads: what the scorers beside the tap and the shadow's read; neither queue
+            holds what only the other one needs.
     """
 
     def __init__(
@@ -61,8 +88,14 @@ class Gate:
         furnish: Callable[[int], Room],
         ask: Ask | None,
         breaker: Breaker,
+        shadow: Sampler | None = None,
+        reads: Reads | None = None,
+        shadow_reads: Reads | None = None,
     ) -> None:
         self._sampler = sampler
+        self._shadow = shadow
+        self._reads = reads or Reads()
+        self._shadow_reads = shadow_reads or Reads()
         self._clock = clock
         self._device = device
         self._furnish = furnish
@@ -97,7 +130,7 @@ class Gate:
             # Of several threads one wins; the others' rooms were never started.
             room = self._rooms.setdefault(pid, fresh)
             if room is fresh:
-                room.scoring.start()
+                room.start()
         return room
 
     def admit(self, rows: int) -> Visit | None:
@@ -106,7 +139,15 @@ class Gate:
         # Each thread writes its own entry, so nothing is lost and nothing locked.
         self._seen[thread] = self._seen.get(thread, 0) + rows
         self._passes[thread] = self._passes.get(thread, 0) + 1
-        if not self._sampler.admit() or not self._breaker.allows():
+        shadowed = False
+        if self._shadow is None:
+            admitted = self._sampler.admit()
+        else:
+            # One place for both, so that what the shadow gets is always read for the others too.
+            place = self._sampler.draw()
+            admitted = place < self._sampler.fraction
+            shadowed = place < self._shadow.fraction
+        if not admitted or not self._breaker.allows():
             return None
         device = self._device
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -117,6 +158,7 @@ class Gate:
             begun=0.0,
             fraction=self._sampler.fraction,
             request=self._request(),
+            shadowed=shadowed,
         )
         visit.started = mark(device)
         visit.begun = perf_counter()
@@ -132,7 +174,7 @@ class Gate:
             visit.rows = acts.rows
             if visit.rows == 0:
                 return
-            visit.size = sum(t.numel() * t.element_size() for t in visit.tensors())
+            visit.size = _size(visit)
             visit.serving_seconds = max(ended - visit.begun - tap_seconds, 0.0)
             # The model may have moved since it was attached.
             self._device = next(visit.tensors()).device
@@ -140,6 +182,8 @@ class Gate:
             visit.tap_seconds = tap_seconds + perf_counter() - ended
             if remark:
                 self._remark(room, remark)
+            if self._shadow is not None:
+                self._part(room, visit)
             room.queue.put(visit)
             if self._breaker.succeeded():
                 room.queue.tell("the tap reads again")
@@ -167,6 +211,22 @@ class Gate:
         """Whether another pass can be queued without shedding."""
         return self.open().queue.room()
 
+    def _part(self, room: Room, visit: Pass) -> None:
+        """Hand the shadow worker its own pass, and leave to the others what they read."""
+        acts = visit.acts
+        if visit.shadowed and room.shadow is not None and self._shadow is not None:
+            visit.name = room.name()
+            own = dataclasses.replace(
+                visit,
+                acts=_needed(acts, self._shadow_reads),
+                fraction=min(visit.fraction, self._shadow.fraction),
+                tap_seconds=0.0,
+            )
+            own.size = _size(own)
+            room.shadow[0].put(own)
+        visit.acts = _needed(acts, self._reads)
+        visit.size = _size(visit)
+
     def _request(self) -> Request | None:
         if self._ask is None:
             return current()
@@ -181,3 +241,16 @@ class Gate:
             self._remarks.add(text)
             log.warning("%s", text)
             room.queue.tell(text)
+
+
+def _size(visit: Pass) -> int:
+    return sum(t.numel() * t.element_size() for t in visit.tensors())
+
+
+def _needed(acts: Activations, reads: Reads) -> Activations:
+    return Activations(
+        layers={name: tensor for name, tensor in acts.layers.items() if name in reads.layers},
+        logits=acts.logits,
+        inputs=acts.inputs if reads.inputs else None,
+        observed_at=acts.observed_at,
+    )

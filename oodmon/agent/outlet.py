@@ -46,6 +46,7 @@ class Outlet:
         digests: detector → digest of its scorer, in the order of the score columns.
         queue: has counted what was shed, and has notices of the tap.
         tally: counts what was written.
+        repeats: the samples are counted by another source's batches.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Outlet:
         digests: Mapping[str, str],
         queue: Passes,
         tally: Tally,
+        *,
+        repeats: bool = False,
     ) -> None:
         self._open_writer = open_writer
         self._writer: Writer | None = None
@@ -62,6 +65,7 @@ class Outlet:
         self._digests = dict(digests)
         self._queue = queue
         self._tally = tally
+        self._repeats = repeats
         self._sequence = 0
         self._dropped = 0
         self._notices: list[str] = []
@@ -103,6 +107,7 @@ class Outlet:
                 dropped=self._dropped,
                 sampled_fraction=group[0].fraction,
                 notices=tuple(self._notices),
+                repeats=self._repeats,
             )
         )
 
@@ -115,7 +120,7 @@ class Outlet:
         source = self._stamp[2]
         for item in group:
             asked = item.request
-            own = asked.sample_ids(item.rows) if asked is not None else ()
+            own = item.sample_ids()
             named = named or bool(own)
             begin = len(ids)
             ids += own or [f"{source}/{self._sequence}/{begin + i}" for i in range(item.rows)]
@@ -176,6 +181,7 @@ class Outlet:
                     dropped=self._dropped,
                     sampled_fraction=fraction,
                     notices=tuple(self._notices),
+                    repeats=self._repeats,
                 )
             )
         if self._writer is not None:

@@ -40,6 +40,17 @@ class Pass:
     """Bytes of the activations."""
     serving_seconds: float = 0.0
     tap_seconds: float = 0.0
+    shadowed: bool = False
+    """Whether the shadow worker gets it as well."""
+    name: str = ""
+    """Names the rows where the request does not and two batches must agree on their names."""
+
+    def sample_ids(self) -> tuple[str, ...]:
+        """One string per row; empty where the batch may name them."""
+        asked = self.request.sample_ids(self.rows) if self.request is not None else ()
+        if asked or not self.name:
+            return asked
+        return tuple(f"{self.name}/{row}" for row in range(self.rows))
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that was read."""
@@ -131,6 +142,18 @@ class Passes:
     def shed(self, rows: int) -> None:
         """Count samples that will not be scored."""
         self._shed.append(rows)
+
+    def expire(self, before_ns: int) -> None:
+        """Shed what was observed before then."""
+        while self._waiting:
+            try:
+                oldest = self._waiting.popleft()
+            except IndexError:
+                break
+            if oldest.observed_at >= before_ns:
+                self._waiting.appendleft(oldest)
+                break
+            self.shed(oldest.rows)
 
     @property
     def shed_untold(self) -> int:

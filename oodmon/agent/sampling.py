@@ -56,7 +56,14 @@ class Sampler:
         fraction = self.fraction
         if fraction >= 1.0:
             return True
-        return (self._phase + next(self._count) * _GOLDEN) % 1.0 < fraction
+        return self.draw() < fraction
+
+    def draw(self) -> float:
+        """The place of the pass that starts now, in [0, 1): it is read if that is below a fraction.
+
+        Of two samplers that go by the same place the smaller one's passes are all the other's.
+        """
+        return (self._phase + next(self._count) * _GOLDEN) % 1.0
 
     def measured(self, passes: int, serving_seconds: float, cost_seconds: float) -> None:
         """So many read passes took so long to serve, and so long to read and score.

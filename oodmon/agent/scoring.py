@@ -61,6 +61,10 @@ class Limits:
         failures: failures of a scorer in a row after which it is left alone.
         retry_seconds: for how long, doubled as long as it goes on failing.
         nice: how far the scoring thread steps back, 0 (not at all) to 19.
+        shadow_passes: passes that wait for the shadow worker at most.
+        shadow_rows: rows that it works on at once; bounds its memory.
+        shadow_age_seconds: passes older than this are shed by it: their window closes.
+        shadow_duty: share of the time that its thread is at work at most, (0, 1].
     """
 
     queue_passes: int = 64
@@ -70,14 +74,25 @@ class Limits:
     failures: int = 5
     retry_seconds: float = 60.0
     nice: int = 10
+    shadow_passes: int = 16
+    shadow_rows: int = 32
+    shadow_age_seconds: float = 5.0
+    shadow_duty: float = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("queue_passes", "queue_bytes", "batch_rows", "failures"):
+        for name in (
+            *("queue_passes", "queue_bytes", "batch_rows", "failures"),
+            *("shadow_passes", "shadow_rows"),
+        ):
             if getattr(self, name) < 1:
                 raise ContractError(f"limits.{name}: {getattr(self, name)} is not positive")
         if self.linger_seconds < 0 or self.retry_seconds < 0 or not 0 <= self.nice <= _MOST_NICE:
             raise ContractError(
                 "limits: linger_seconds and retry_seconds must not be negative, nice is 0 to 19"
+            )
+        if not (self.shadow_age_seconds > 0.0 and 0.0 < self.shadow_duty <= 1.0):
+            raise ContractError(
+                "limits: shadow_age_seconds must be positive, shadow_duty in (0, 1]"
             )
 
 
@@ -88,7 +103,10 @@ class Scoring:
         open_writer: called in the thread; where it fails, batches are shed and it is tried again
             at the next one.
         stamp: model, version, source of the batches.
+        repeats: the samples are counted by another source's batches.
     """
+
+    thread_name = "oodmon-scoring"
 
     def __init__(
         self,
@@ -99,6 +117,8 @@ class Scoring:
         sampler: Sampler,
         limits: Limits,
         clock: Callable[[], int],
+        *,
+        repeats: bool = False,
     ) -> None:
         self.tally = Tally()
         self._queue = queue
@@ -109,6 +129,7 @@ class Scoring:
             {name: scorer.digest for name, scorer in scorers.items()},
             queue,
             self.tally,
+            repeats=repeats,
         )
         self._breakers = {n: Breaker(limits.failures, limits.retry_seconds) for n in scorers}
         self._sampler = sampler
@@ -117,7 +138,7 @@ class Scoring:
         self._device = torch.device("cpu")
         self._lane: Lane = CpuLane()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="oodmon-scoring", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=self.thread_name, daemon=True)
 
     def start(self) -> None:
         """Start the thread; once."""
@@ -156,7 +177,7 @@ class Scoring:
         self._outlet.close(self._clock(), self._sampler.fraction)
 
     def _work(self) -> None:
-        while group := self._queue.group(self._limits.batch_rows, _SPAN_NS):
+        while group := self._next():
             rows = sum(item.rows for item in group)
             begun = time.thread_time()
             try:
@@ -176,6 +197,18 @@ class Scoring:
             tally.tap_seconds += tap
             tally.scoring_seconds += scoring
             tally.serving_seconds += serving
+            self._rest(scoring)
+
+    def _next(self) -> list[Pass]:
+        """What is scored as one batch; empty where nothing waits."""
+        return self._queue.group(self._limits.batch_rows, _SPAN_NS)
+
+    def _ready(self, acts: Activations) -> Activations:
+        """What the scorers are given of a part of a batch."""
+        return acts
+
+    def _rest(self, worked_seconds: float) -> None:
+        """Called after each batch."""
 
     def _score(self, group: Sequence[Pass], rows: int) -> Measured:
         device = next(iter(group[0].tensors())).device
@@ -189,7 +222,7 @@ class Scoring:
             with torch.no_grad():
                 acts = self._together(joined(list(group)))
                 parts = [
-                    _cut(acts, begin, begin + self._limits.batch_rows)
+                    self._ready(_cut(acts, begin, begin + self._limits.batch_rows))
                     for begin in range(0, max(rows, 1), self._limits.batch_rows)
                 ]
                 columns = [self._column(name, parts, rows) for name in self._scorers]

@@ -92,7 +92,7 @@ def _reads(cls: type[Any]) -> str:
     except Exception:  # no defaults: it depends on its options
         return "what its options name"
     parts = [*reads.layers]
-    parts += [what for what in ("logits", "inputs", "labels") if getattr(reads, what)]
+    parts += [what for what in ("logits", "inputs", "labels", "model") if getattr(reads, what)]
     return ", ".join(parts) or "layers"
 
 

@@ -184,7 +184,9 @@ def _tell(fitting: Fitting, folder: Path) -> None:
             f"{samples}{left_out}",
             f"{fitted.learn_seconds:.2f} s",
             f"{each:.0f} µs each",
-            ", ".join([*what, *(["inputs"] if reads.inputs else [])]),
+            ", ".join(
+                [*what, *(["inputs"] if reads.inputs else []), *(["model"] if reads.model else [])]
+            ),
         )
     console.print(table)
     console.print(

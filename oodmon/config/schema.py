@@ -93,14 +93,18 @@ class TapSection:
     Attributes:
         overhead_budget: share of the serving time that tapping and scoring may take, (0, 1]; the
             sampled fraction is adapted to keep it.
+        shadow_budget: the same for detectors that need further passes through the model, beside it.
     """
 
     component: Component
     overhead_budget: float = 0.01
+    shadow_budget: float = 0.01
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.overhead_budget <= 1.0:
-            raise ContractError(f"overhead_budget: {self.overhead_budget} is not in (0, 1]")
+        for option in ("overhead_budget", "shadow_budget"):
+            share = getattr(self, option)
+            if not 0.0 < share <= 1.0:
+                raise ContractError(f"{option}: {share} is not in (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from oodmon.calibration import Calibration
-from oodmon.contracts import Detector, Reads, Tap, Visit
+from oodmon.contracts import Detector, Probe, Reads, Tap, Visit
 from oodmon.detectors import Reference, Scorer
 from oodmon.errors import ContractError
 from oodmon.fitting.shares import Shares, moved
 from oodmon.fitting.sources import Batch, Source
 from oodmon.records import Activations
 from oodmon.taps.layout import head_of
+from oodmon.taps.twin import Twin
 
 __all__ = ["Fitted", "Fitting", "fit"]
 
@@ -125,8 +126,11 @@ def fit(
                 f"calibrate with are too few; at least {_LEAST} of each are needed"
             )
         head = head_of(getattr(model, "_orig_mod", model))
+        twin = getattr(tap, "twin", Twin)(model) if _reads(pinned).model else None
         fitted = {
-            name: _fit_one(name, detector, shares, head, seed, place, tell, model_name, version)
+            name: _fit_one(
+                name, detector, shares, head, seed, place, tell, model_name, version, twin
+            )
             for name, detector in pinned.items()
         }
     return Fitting(fitted, found, shares.learn.rows, shares.calibrate.rows, shares.accuracy)
@@ -142,6 +146,7 @@ def _fit_one(
     tell: Progress,
     model_name: str,
     version: str,
+    probe: Probe | None,
 ) -> Fitted:
     begun = time.monotonic()
     reference = Reference.from_batches(
@@ -150,13 +155,15 @@ def _fit_one(
         seed=seed,
         device=device,
         progress=lambda done, note: tell(name, 0.9 * done, note or "learning"),
+        probe=probe,
     )
     try:
         scorer = Scorer.learn(detector, reference, model_name, version)
         learnt = time.monotonic()
         tell(name, 0.9, "calibrating")
         columns = [
-            scorer.score(moved(acts, device)).cpu().numpy() for acts in shares.calibrate.batches()
+            scorer.score(dataclasses.replace(moved(acts, device), probe=probe)).cpu().numpy()
+            for acts in shares.calibrate.batches()
         ]
     except ContractError as error:
         raise ContractError(f"detector {name!r}: {error}") from error
@@ -208,7 +215,12 @@ def _reads(detectors: Mapping[str, Detector]) -> Reads:
     """What all detectors together read, and the logits for the model's accuracy."""
     all_reads = [detector.reads() for detector in detectors.values()]
     layers = dict.fromkeys(layer for reads in all_reads for layer in reads.layers)
-    return Reads(tuple(layers), logits=True, inputs=any(reads.inputs for reads in all_reads))
+    return Reads(
+        tuple(layers),
+        logits=True,
+        inputs=any(reads.inputs for reads in all_reads),
+        model=any(reads.model for reads in all_reads),
+    )
 
 
 @dataclass(frozen=True, slots=True)

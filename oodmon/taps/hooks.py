@@ -19,6 +19,7 @@ from oodmon.errors import ContractError
 from oodmon.registry import taps
 from oodmon.taps.layout import Layout, Place, discover, locate
 from oodmon.taps.reader import LOGITS, EndHook, InputHook, OutputHook, Reader, StartHook
+from oodmon.taps.twin import Twin
 
 __all__ = ["Hooked", "Hooks"]
 
@@ -98,6 +99,16 @@ class Hooks(Tap):
         """The layer names that `layers` stands for in this model."""
         given, layout = self._names(getattr(model, "_orig_mod", model))
         return tuple(dict.fromkeys([*given, *(layout.names if layout is not None else ())]))
+
+    def twin(self, model: nn.Module) -> Twin:
+        """For further passes, whose layers and logits are found and called as here."""
+        given, layout = self._names(getattr(model, "_orig_mod", model))
+        return Twin(
+            model,
+            lambda inner, name: _resolve(inner, name, given, layout),
+            layout.classes if layout is not None else 0,
+            "" if self.logits == AUTO else given.get(self.logits, self.logits),
+        )
 
     def _names(self, model: nn.Module) -> tuple[dict[str, str], Layout | None]:
         entries = (self.layers,) if isinstance(self.layers, str) else self.layers

@@ -50,13 +50,19 @@ class Twin:
     Args:
         model: what is served. Held weakly: a twin keeps no model alive that nobody serves.
         place: finds a layer by the name that a tap gives it; by default names are module paths.
+        classes: C where it is known, to tell logits from features in the model's output.
+        logits: the layer that gives the logits; "" finds them in the output.
 
     Passes take turns, so threads may share a twin.
     """
 
-    def __init__(self, model: nn.Module, place: Locate = locate) -> None:
+    def __init__(
+        self, model: nn.Module, place: Locate = locate, classes: int = 0, logits: str = ""
+    ) -> None:
         self._model = weakref.ref(_unwrapped(model), lambda _: self._forget())
         self._place = place
+        self._classes = classes
+        self._logits = logits
         self._turn = threading.RLock()
         self._copy: nn.Module | None = None
         self._pairs: list[_Pair] = []
@@ -119,7 +125,8 @@ class Twin:
     ) -> Activations:
         model = self._fresh()
         taken: dict[str, Tensor] = {}
-        with _reading(model, {name: self._place(model, name) for name in layers}, taken):
+        wanted = dict.fromkeys((*layers, *((self._logits,) if self._logits else ())))
+        with _reading(model, {name: self._place(model, name) for name in wanted}, taken):
             try:
                 with within or nullcontext():
                     output = (
@@ -129,15 +136,17 @@ class Twin:
                 raise ContractError(
                     f"a further pass calls the model with its first tensor alone: {error}"
                 ) from error
-        missing = [name for name in layers if name not in taken]
+        missing = [name for name in wanted if name not in taken]
         if missing:
             raise ContractError(f"layer {missing[0]!r} did not run in a further pass")
-        logits = find_logits(output)
+        logits = taken[self._logits] if self._logits else find_logits(output, self._classes)
         if logits is None:
             raise ContractError(f"logits: expected a floating (B, C), found {shapes(output)}")
         if len(logits) != len(inputs):
             raise ContractError(f"logits: expected {len(inputs)} rows, found {len(logits)}")
-        return Activations(layers=taken, logits=logits, inputs=inputs)
+        return Activations(
+            layers={name: taken[name] for name in layers}, logits=logits, inputs=inputs
+        )
 
     def _own(self, inputs: Tensor) -> Tensor:
         """Inputs that the model may write to, in its own precision."""
