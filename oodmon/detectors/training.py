@@ -139,12 +139,12 @@ def _mean(
     return total / seen if seen else math.inf
 
 
-def whiten(values: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-    """(values - mean) / scale, cut at `_CLIP`: whatever comes in, the network sees what is finite.
+def whiten(values: Tensor, state: Mapping[str, Tensor], cut: float = _CLIP) -> Tensor:
+    """(values - mean) / scale, cut at ±`cut`: whatever comes in, the network sees what is finite.
 
     Not in place; NaN stays.
     """
-    return ((values - state["mean"]) / state["scale"]).clamp_(-_CLIP, _CLIP)
+    return ((values - state["mean"]) / state["scale"]).clamp_(-cut, cut)
 
 
 def check_options(detector: Detector, may_be_zero: Sequence[str] = ()) -> None:
@@ -184,6 +184,8 @@ class Trained(Detector):
     """Numeric options for which 0 has a meaning."""
     each_element: ClassVar[bool] = True
     """Whether every element is whitened for itself, or every channel as a whole."""
+    cut: ClassVar[float] = _CLIP
+    """Whitened values are cut at plus and minus this."""
 
     def __post_init__(self) -> None:
         check_options(self, self.may_be_zero)
@@ -238,7 +240,7 @@ class Trained(Detector):
                 f"{self.name}: learnt with rows of shape {tuple(state['mean'].shape)}, "
                 f"found {tuple(values.shape[1:])}"
             )
-        return self._measure(whiten(values, state), state)
+        return self._measure(whiten(values, state, self.cut), state)
 
     @abstractmethod
     def _weights(self, row: tuple[int, ...]) -> Shapes:

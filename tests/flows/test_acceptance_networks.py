@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from oodmon import Activations
 from oodmon.contracts import Detector
 from oodmon.detectors import Reference, Scorer
 from oodmon.detectors.blurs import gaussian_blur, svd_blur
 from oodmon.detectors.deep_svdd import DeepSAD, DeepSVDD
+from oodmon.detectors.flow import Flow
 from oodmon.detectors.reconstruction import VQVAE, Autoencoder, MemoryAutoencoder
 from oodmon.detectors.rnd import RND
 from oodmon.detectors.svd_rnd import SVDRND
@@ -130,3 +131,34 @@ def test_autoencoders_prefer_what_is_blurred(detector: Detector, unlike: float) 
     # the flaw that svd_rnd is for: 0.079, 0.087 and 0.028 were measured, 0.006 and less darkened
     assert seen(scorer, inside, gaussian_blur(inside, 1.0)) <= 0.3
     assert seen(scorer, inside, inside * 0.3) <= 0.1
+
+
+def classifier(inputs: Tensor, labels: Tensor) -> nn.Sequential:
+    """Three convolutions and two linear maps, trained for four epochs; [:-1] are its features."""
+    torch.manual_seed(0)
+    parts: list[nn.Module] = []
+    for before, after, stride in ((1, 16, 2), (16, 32, 2), (32, 64, 1)):
+        parts += [nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU()]
+    model = nn.Sequential(*parts, nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10))
+    adam = torch.optim.Adam(model.parameters(), 1e-3)
+    for _ in range(4):
+        for rows in torch.randperm(len(inputs)).split(128):
+            loss = nn.functional.cross_entropy(model(inputs[rows]), labels[rows])
+            adam.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            adam.step()
+    return model.eval()
+
+
+def test_a_flow_on_features_sees_other_data() -> None:
+    reference, labels = labelled("fashion_mnist_train", 20_000)
+    features = classifier(reference, labels)[:-1]
+    with torch.inference_mode():
+        known = torch.cat([features(part) for part in reference.split(500)])
+        scorer = Scorer.learn(Flow(), Reference.from_arrays({"f": known}))
+        inside = scorer.score(Activations({"f": features(images("fashion_mnist_test", 1_000))}))
+        for name in ("mnist", "kmnist", "notmnist"):
+            outside = scorer.score(Activations({"f": features(images(f"{name}_test", 1_000))}))
+            found = float(auroc(inside.numpy(), outside.numpy()))
+            print(name, found)
+            assert found >= 0.9
