@@ -19,7 +19,7 @@ import numpy.typing as npt
 from oodmon.calibration import NORMAL_SCORES
 from oodmon.records import BIN_EDGES, Histogram
 
-__all__ = ["HISTORY", "Series", "Standing", "standing"]
+__all__ = ["HISTORY", "Series", "Standing", "exceeding", "standing"]
 
 HISTORY: Final = 512
 """Values that survive when the memory of a series, twice as long, is full."""
@@ -115,3 +115,10 @@ class Series(Generic[D]):
         if len(values) == 2 * HISTORY:
             return Series(self.build, values[-HISTORY:].copy()), detector
         return Series(self.build, values, detector), detector
+
+
+def exceeding(window: Histogram, level: float) -> float:
+    """Samples with a tail probability of at most `level`; a bin that it cuts counts in part."""
+    widths = np.diff(BIN_EDGES)
+    inside = np.clip((level - BIN_EDGES[:-1]) / widths, 0.0, 1.0)
+    return float(window.counts @ inside)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from river.drift import ADWIN
 
-from oodmon.contracts import DriftTest, Paper
+from oodmon.contracts import Paper
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
 from oodmon.series import Series, standing
+from oodmon.tuned import Tunable
 
 __all__ = ["Adwin"]
 
@@ -53,7 +54,7 @@ class _State:
 
 @drift.register("adwin")
 @dataclass(frozen=True)
-class Adwin(DriftTest[_State]):
+class Adwin(Tunable[_State]):
     """Drops old windows as soon as two halves of what is kept differ in their means.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -73,9 +74,11 @@ class Adwin(DriftTest[_State]):
 
     Args:
         run_length_windows: expected windows of one stream between false alarms, at least 400.
+        false_alarms: instead of `run_length_windows`: "1 per 30 days" has `oodmon fit` find it.
     """
 
     run_length_windows: float = 10_000.0
+    false_alarms: str = ""
 
     disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
@@ -91,6 +94,7 @@ class Adwin(DriftTest[_State]):
             raise ContractError(
                 f"drift.adwin.run_length_windows: {self.run_length_windows} is below 400"
             )
+        self.check_promise()
 
     def _build(self) -> ADWIN:
         return ADWIN(delta=_delta(self.run_length_windows), clock=1)  # type: ignore[no-untyped-call]
@@ -100,8 +104,13 @@ class Adwin(DriftTest[_State]):
         """Options that the conformity checks are run with."""
         return ({"run_length_windows": 400.0},)
 
+    def nominal(self, windows: float) -> Self:
+        """`run_length_windows` is so many, at least 400."""
+        return replace(self, run_length_windows=max(windows, 400.0), false_alarms="")
+
     def start(self, reference: Window) -> _State:
         """No window seen."""
+        self.refuse_untuned()
         return _State(reference, Series(self._build))
 
     def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:

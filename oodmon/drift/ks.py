@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
-import numpy.typing as npt
 
-from oodmon.contracts import DriftTest, Paper
-from oodmon.errors import ContractError
-from oodmon.records import DriftResult, Window
+from oodmon.contracts import Paper
+from oodmon.judged import Judged, Verdict, gaps
+from oodmon.records import Window
 from oodmon.registry import drift
 
 __all__ = ["KolmogorovSmirnov"]
@@ -20,7 +18,7 @@ __all__ = ["KolmogorovSmirnov"]
 
 @drift.register("ks")
 @dataclass(frozen=True)
-class KolmogorovSmirnov(DriftTest[Window]):
+class KolmogorovSmirnov(Judged):
     """Largest distance between the distribution functions of window and reference.
 
     Reads      the counts of tail probabilities of n window and m reference samples
@@ -37,9 +35,8 @@ class KolmogorovSmirnov(DriftTest[Window]):
 
     Args:
         alpha: false alarms per window and stream, at most, in (0, 1).
+        false_alarms: instead of `alpha`: "1 per 30 days" has `oodmon fit` find it.
     """
-
-    alpha: float = 0.001
 
     paper: ClassVar[Paper | None] = Paper(
         "Table for estimating the goodness of fit of empirical distributions",
@@ -49,66 +46,9 @@ class KolmogorovSmirnov(DriftTest[Window]):
         "https://doi.org/10.1214/aoms/1177730256",
     )
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < 1.0:
-            raise ContractError(f"drift.ks.alpha: {self.alpha} is not in (0, 1)")
-
-    @classmethod
-    def examples(cls) -> Sequence[Mapping[str, Any]]:
-        """Options that the conformity checks are run with."""
-        return ({"alpha": 0.01},)
-
-    def start(self, reference: Window) -> Window:
-        """Nothing is remembered but the reference."""
-        return reference
-
-    def step(self, state: Window, window: Window, detector: str) -> tuple[Window, DriftResult]:
-        """Judge one window by itself."""
-        seen, known = window.histogram(detector), state.histogram(detector)
-        n, m = seen.scored, known.scored
-        distance, threshold, p_value = 0.0, 1.0, 1.0
-        if n and m:
-            gap = np.cumsum(seen.counts) / n - np.cumsum(known.counts) / m
-            distance = float(np.abs(gap).max())
-            size = n * m / (n + m)
-            threshold = math.sqrt(math.log(2.0 / self.alpha) / (2.0 * size))
-            p_value = min(1.0, 2.0 * math.exp(-2.0 * size * distance**2))
-        return state, DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
-            statistic=distance,
-            threshold=threshold,
-            drifted=bool(n and m and distance >= threshold),
-            effect=distance,
-            samples=n,
-            reference_samples=m,
-            p_value=p_value,
-        )
-
-    def freeze(self, state: Window) -> Mapping[str, npt.NDArray[Any]]:
-        """Nothing to keep: the reference comes back by itself."""
-        del state
-        return {}
-
-    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> Window:
-        """The reference."""
-        del arrays
-        return reference
-
-    def run_length(self, window_seconds: float) -> float:
-        """Windows of one stream between false alarms."""
-        del window_seconds
-        return 1.0 / self.alpha
-
-    def promise(self, window_seconds: float) -> str:
-        """The rate in words."""
-        hours = window_seconds / self.alpha / 3600.0
-        return (
-            f"at most {self.alpha:.2g} false alarms per window and stream on independent samples, "
-            f"that is one per {hours:,.1f} hours of windows"
-        )
+    def judge(self, window: Window, reference: Window, detector: str) -> Verdict:
+        """The distance, and what is expected of it under no change."""
+        gap, size = gaps(window, reference, detector)
+        distance = float(np.abs(gap).max())
+        threshold = math.sqrt(math.log(2.0 / self.alpha) / (2.0 * size))
+        return Verdict(distance, threshold, 2.0 * math.exp(-2.0 * size * distance**2))

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from river.drift import KSWIN
 
-from oodmon.contracts import DriftTest, Paper
+from oodmon.contracts import Paper
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
 from oodmon.series import Series, standing
+from oodmon.tuned import Tunable
 
 __all__ = ["Kswin"]
 
@@ -31,7 +32,7 @@ class _State:
 
 @drift.register("kswin")
 @dataclass(frozen=True)
-class Kswin(DriftTest[_State]):
+class Kswin(Tunable[_State]):
     """Compares the latest windows with as many drawn from those before, at every window.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -57,12 +58,14 @@ class Kswin(DriftTest[_State]):
         memory_windows: values kept.
         recent_windows: values at the end that are held against the others.
         seed: of the draws.
+        false_alarms: instead of `run_length_windows`: "1 per 30 days" has `oodmon fit` find it.
     """
 
     run_length_windows: float = 10_000.0
     memory_windows: int = 100
     recent_windows: int = 30
     seed: int = 0
+    false_alarms: str = ""
 
     disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
@@ -91,6 +94,7 @@ class Kswin(DriftTest[_State]):
                 f"p-value {self._alpha:.2g} that run_length_windows asks for; at best "
                 f"{smallest:.2g}"
             )
+        self.check_promise()
 
     @property
     def _alpha(self) -> float:
@@ -109,8 +113,15 @@ class Kswin(DriftTest[_State]):
         """Options that the conformity checks are run with."""
         return ({"run_length_windows": 200.0},)
 
+    def nominal(self, windows: float) -> Self:
+        """`run_length_windows` is so many, within what the values can carry."""
+        smallest = 2.0 / math.comb(2 * self.recent_windows, self.recent_windows)
+        longest = 0.5 / smallest
+        return replace(self, run_length_windows=min(max(windows, 50.0), longest), false_alarms="")
+
     def start(self, reference: Window) -> _State:
         """No window seen."""
+        self.refuse_untuned()
         return _State(reference, Series(self._build))
 
     def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 from river.drift import PageHinkley as RiverPageHinkley
 
-from oodmon.contracts import DriftTest, Paper
+from oodmon.contracts import Paper
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
 from oodmon.series import Series, standing
+from oodmon.tuned import Tunable
 
 __all__ = ["PageHinkley"]
 
@@ -58,7 +59,7 @@ class _State:
 
 @drift.register("page_hinkley")
 @dataclass(frozen=True)
-class PageHinkley(DriftTest[_State]):
+class PageHinkley(Tunable[_State]):
     """Cumulative deviation of the windows' mean normal score from its own mean, in both directions.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -76,9 +77,11 @@ class PageHinkley(DriftTest[_State]):
 
     Args:
         run_length_windows: expected windows of one stream between false alarms, at least 50.
+        false_alarms: instead of `run_length_windows`: "1 per 30 days" has `oodmon fit` find it.
     """
 
     run_length_windows: float = 10_000.0
+    false_alarms: str = ""
 
     disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
@@ -94,6 +97,7 @@ class PageHinkley(DriftTest[_State]):
             raise ContractError(
                 f"drift.page_hinkley.run_length_windows: {self.run_length_windows} is below 50"
             )
+        self.check_promise()
 
     def _build(self) -> RiverPageHinkley:
         return RiverPageHinkley(
@@ -109,8 +113,13 @@ class PageHinkley(DriftTest[_State]):
         """Options that the conformity checks are run with."""
         return ({"run_length_windows": 200.0},)
 
+    def nominal(self, windows: float) -> Self:
+        """`run_length_windows` is so many, at least 50."""
+        return replace(self, run_length_windows=max(windows, 50.0), false_alarms="")
+
     def start(self, reference: Window) -> _State:
         """No window seen."""
+        self.refuse_untuned()
         return _State(reference, Series(self._build))
 
     def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:

@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import chdtrc, chdtri
 
-from oodmon.contracts import DriftTest, Paper
+from oodmon.contracts import Paper
 from oodmon.errors import ContractError
-from oodmon.records import BIN_EDGES, DriftResult, Window
+from oodmon.judged import Judged, Verdict
+from oodmon.records import BIN_EDGES, Window
 from oodmon.registry import drift
 
-__all__ = ["PopulationStability"]
+__all__ = ["FLOOR_COUNTS", "PopulationStability", "coarse_bins", "coarse_shares"]
 
 FLOOR_COUNTS: Final = 0.5
 """Added to the count of every bin on both sides, so that no logarithm meets a zero. Put into empty
@@ -24,15 +25,25 @@ bins only, as is often done, it lets the false-alarm rate grow to four times the
 
 
 @lru_cache(maxsize=32)
-def _starts(bins: int) -> npt.NDArray[np.intp]:
+def coarse_bins(bins: int) -> npt.NDArray[np.intp]:
     """First of the 64 bins in each of the coarse bins, whose edges are nearest to equal shares."""
     wanted = np.linspace(0.0, 1.0, bins + 1)[:-1]
     return np.unique(np.abs(BIN_EDGES[:-1, None] - wanted).argmin(axis=0))
 
 
+def coarse_shares(
+    window: Window, reference: Window, detector: str, bins: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The shares of window and reference samples in the coarse bins, none of them 0."""
+    starts = coarse_bins(bins)
+    a = np.add.reduceat(window.histogram(detector).counts, starts) + FLOOR_COUNTS
+    b = np.add.reduceat(reference.histogram(detector).counts, starts) + FLOOR_COUNTS
+    return a / a.sum(), b / b.sum()
+
+
 @drift.register("psi")
 @dataclass(frozen=True)
-class PopulationStability(DriftTest[Window]):
+class PopulationStability(Judged):
     """Symmetrised Kullback–Leibler divergence between coarse histograms of window and reference.
 
     Reads      the counts of tail probabilities, merged into `bins` bins of about equal share, of n
@@ -50,11 +61,11 @@ class PopulationStability(DriftTest[Window]):
 
     Args:
         alpha: false alarms per window and stream, at most, in (0, 1).
+        false_alarms: instead of `alpha`: "1 per 30 days" has `oodmon fit` find it.
         bins: coarse bins, 2 to 36.
         threshold: a fixed threshold instead of `alpha`; 0 derives it.
     """
 
-    alpha: float = 0.001
     bins: int = 10
     threshold: float = 0.0
 
@@ -67,75 +78,35 @@ class PopulationStability(DriftTest[Window]):
     )
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.alpha < 1.0:
-            raise ContractError(f"drift.psi.alpha: {self.alpha} is not in (0, 1)")
+        super().__post_init__()
         if not 2 <= self.bins <= 36:
             raise ContractError(f"drift.psi.bins: {self.bins} is not in 2 to 36")
         if self.threshold < 0.0:
             raise ContractError(f"drift.psi.threshold: {self.threshold} is negative")
+        if self.threshold and self.false_alarms:
+            raise ContractError("drift.psi.threshold: a fixed one and false_alarms exclude another")
 
     @classmethod
     def examples(cls) -> Sequence[Mapping[str, Any]]:
         """Options that the conformity checks are run with."""
         return ({"alpha": 0.01}, {"bins": 20, "threshold": 0.1})
 
-    def start(self, reference: Window) -> Window:
-        """Nothing is remembered but the reference."""
-        return reference
-
-    def step(self, state: Window, window: Window, detector: str) -> tuple[Window, DriftResult]:
-        """Judge one window by itself."""
-        seen, known = window.histogram(detector), state.histogram(detector)
-        n, m = seen.scored, known.scored
-        index, threshold, p_value = 0.0, self.threshold or 1.0, 1.0
-        if n and m:
-            starts = _starts(self.bins)
-            bins = len(starts)
-            a = np.add.reduceat(seen.counts, starts) + FLOOR_COUNTS
-            b = np.add.reduceat(known.counts, starts) + FLOOR_COUNTS
-            a, b = a / a.sum(), b / b.sum()
-            index = float(((a - b) * np.log(a / b)).sum())
-            scale = (1.0 / n + 1.0 / m) * (1.0 + bins / n + bins / m)
-            p_value = float(chdtrc(bins - 1, index / scale))
-            threshold = self.threshold or float(chdtri(bins - 1, self.alpha)) * scale
-        return state, DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
-            statistic=index,
-            threshold=threshold,
-            drifted=bool(n and m and index >= threshold),
-            effect=index,
-            samples=n,
-            reference_samples=m,
-            p_value=p_value,
-        )
-
-    def freeze(self, state: Window) -> Mapping[str, npt.NDArray[Any]]:
-        """Nothing to keep: the reference comes back by itself."""
-        del state
-        return {}
-
-    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> Window:
-        """The reference."""
-        del arrays
-        return reference
+    def judge(self, window: Window, reference: Window, detector: str) -> Verdict:
+        """The index, and what is expected of it under no change."""
+        n, m = window.histogram(detector).scored, reference.histogram(detector).scored
+        a, b = coarse_shares(window, reference, detector, self.bins)
+        bins = len(a)
+        index = float(((a - b) * np.log(a / b)).sum())
+        scale = (1.0 / n + 1.0 / m) * (1.0 + bins / n + bins / m)
+        threshold = self.threshold or float(chdtri(bins - 1, self.alpha)) * scale
+        return Verdict(index, threshold, float(chdtrc(bins - 1, index / scale)))
 
     def run_length(self, window_seconds: float) -> float:
         """Windows of one stream between false alarms."""
-        del window_seconds
-        return 0.0 if self.threshold else 1.0 / self.alpha
+        return 0.0 if self.threshold else super().run_length(window_seconds)
 
     def promise(self, window_seconds: float) -> str:
         """The rate in words; a fixed threshold has none."""
         if self.threshold:
             return f"none: the index is compared with the fixed threshold {self.threshold:g}"
-        hours = window_seconds / self.alpha / 3600.0
-        return (
-            f"about {self.alpha:.2g} false alarms per window and stream on independent samples, "
-            f"that is one per {hours:,.1f} hours of windows"
-        )
+        return super().promise(window_seconds)

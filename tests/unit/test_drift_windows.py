@@ -1,4 +1,4 @@
-"""The tests that judge a window by itself: `ks` and `psi`."""
+"""The tests that judge a window by itself, and the law of each statistic under no change."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import chi2, ks_2samp
+from scipy.stats import chi2, chi2_contingency, ks_2samp
 
 from oodmon.contracts import DriftTest
+from oodmon.drift import cvm, wasserstein
+from oodmon.drift.chi_squared import ChiSquared
+from oodmon.drift.cvm import CramerVonMises
+from oodmon.drift.js import JensenShannon
 from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.drift.psi import FLOOR_COUNTS, PopulationStability
+from oodmon.drift.wasserstein import Wasserstein
 from oodmon.errors import ContractError
 from oodmon.records import BIN_EDGES, DriftResult, Histogram, Window
 
@@ -37,7 +42,16 @@ def calibrated(rng: np.random.Generator, n: int, m: int) -> tuple[np.ndarray, np
     return np.histogram(seen, BIN_EDGES)[0], np.histogram(known, BIN_EDGES)[0]
 
 
-@pytest.mark.parametrize("test", [KolmogorovSmirnov(0.05), PopulationStability(0.05)], ids=repr)
+RATED = [
+    KolmogorovSmirnov(0.05),
+    PopulationStability(0.05),
+    CramerVonMises(0.05),
+    JensenShannon(0.05),
+    Wasserstein(0.05),
+]
+
+
+@pytest.mark.parametrize("test", RATED, ids=repr)
 @pytest.mark.parametrize(("n", "m"), [(10, 100), (50, 1_000), (100, 1_000), (500, 500)])
 def test_false_alarms_over_calibration_sets_and_windows(
     test: DriftTest[Any], n: int, m: int
@@ -51,7 +65,7 @@ def test_false_alarms_over_calibration_sets_and_windows(
 @pytest.mark.parametrize("bins", [5, 10])
 @pytest.mark.parametrize("n", [20, 50, 100, 200, 1_000])
 def test_psi_keeps_a_small_rate_on_small_windows(bins: int, n: int) -> None:
-    test, rng = PopulationStability(0.001, bins), np.random.default_rng(n)
+    test, rng = PopulationStability(0.001, bins=bins), np.random.default_rng(n)
     known = np.floor(np.diff(BIN_EDGES) * 20_000).astype(np.int64)
     seen = rng.multinomial(n, known / known.sum(), size=20_000)
     starts = np.unique(
@@ -129,3 +143,75 @@ def test_options_out_of_range_are_named(cls: Any, options: dict[str, float]) -> 
 def test_promises_speak_of_the_window_that_they_are_given() -> None:
     assert "16.7 hours" in KolmogorovSmirnov(0.001).promise(60.0)
     assert "2.8 hours" in PopulationStability(0.001).promise(10.0)
+
+
+def test_cvm_knows_the_quantiles_of_its_limit_law() -> None:
+    # Anderson and Darling 1952, table 1.
+    for statistic, p in ((0.34730, 0.1), (0.46136, 0.05), (0.74346, 0.01), (1.16786, 0.001)):
+        assert cvm.p_value(statistic) == pytest.approx(p, rel=1e-4)
+        assert cvm.critical(p) == pytest.approx(statistic, rel=1e-4)
+    assert cvm.p_value(3.0) < 1e-6 < cvm.p_value(2.0)
+
+
+def test_wasserstein_knows_the_law_of_the_area_under_a_bridge() -> None:
+    # Shepp, Ann. Probab. 1982: the mean is sqrt(pi / 32), the mean square 7 / 60.
+    x = np.linspace(0.0, 3.0, 3_001)
+    tail = np.exp([-wasserstein._logarithm(value) for value in x])
+    assert np.trapezoid(tail, x) == pytest.approx(math.sqrt(math.pi / 32), rel=0.03)
+    assert np.trapezoid(2.0 * x * tail, x) == pytest.approx(7.0 / 60.0, rel=0.05)
+    for alpha in (0.3, 0.01, 1e-6):
+        assert math.exp(-wasserstein._logarithm(wasserstein._critical(alpha))) == pytest.approx(
+            alpha, rel=1e-6
+        )
+
+
+def test_wasserstein_is_the_mean_move_of_the_tail_probabilities() -> None:
+    known = np.full(64, 1_000)
+    seen = np.zeros(64)
+    seen[0] = 10
+    # All samples move to the first of 64 equal bins: on average by half of the range.
+    assert judge(Wasserstein(), seen, known).effect == pytest.approx(0.5, abs=0.01)
+    assert judge(Wasserstein(), known // 100, known).effect == pytest.approx(0.0, abs=1e-12)
+
+
+def test_js_is_one_between_laws_that_share_nothing() -> None:
+    low, high = np.zeros(64), np.zeros(64)
+    low[0], high[63] = 1e6, 1e6
+    assert judge(JensenShannon(), low, high).effect == pytest.approx(1.0, abs=1e-3)
+    assert judge(JensenShannon(), low, low).effect == 0.0
+
+
+def classes(*counts: int) -> Window:
+    total = sum(counts)
+    scored = np.zeros(64, np.int64)
+    scored[63] = total
+    histogram = Histogram(scored, 0, np.empty(0, np.uint64), np.empty(0, np.float32))
+    return Window(
+        "m", "1", "", 0, 60, total, detectors={"d": histogram}, predicted=dict(enumerate(counts))
+    )
+
+
+def test_chi_squared_is_pearsons() -> None:
+    seen, known = (30, 50, 20), (400, 400, 200)
+    result = ChiSquared().step(classes(*known), classes(*seen), "d")[1]
+    wanted = chi2_contingency([seen, known], correction=False)
+    assert result.statistic == pytest.approx(wanted.statistic)
+    assert result.p_value == pytest.approx(wanted.pvalue)
+
+
+def test_chi_squared_counts_rare_classes_together_and_needs_a_reference() -> None:
+    rare = ChiSquared().step(classes(500, 500, 1, 1, 1), classes(50, 50, 1, 0, 0), "d")[1]
+    assert not rare.drifted
+    assert ChiSquared().step(classes(500, 500, 1), classes(50, 20, 30), "d")[1].drifted
+    blind = classes(500, 500)
+    bare = Window("m", "1", "", 0, 0, 1_000, detectors=blind.detectors)
+    result = ChiSquared().step(bare, classes(50, 0), "d")[1]
+    assert (result.drifted, result.statistic, result.p_value) == (False, 0.0, 1.0)
+    assert "nothing" in ChiSquared().outlook(bare)
+
+
+def test_a_promise_needs_a_threshold_that_was_found() -> None:
+    with pytest.raises(ContractError, match="`oodmon fit` finds"):
+        KolmogorovSmirnov(false_alarms="1 per 30 days").start(classes(10))
+    with pytest.raises(ContractError, match="expected `1 per"):
+        KolmogorovSmirnov(false_alarms="sometimes")

@@ -79,6 +79,11 @@ def window(
     places = np.repeat(np.arange(len(counts)), counts)[np.linspace(0, scored - 1, kept).astype(int)]
     histogram = Histogram(counts, invalid, hashed[order], _RAW[places[order]])
     total = scored + invalid
+    # The first 40 bins, p <= 0.4, are one class: its share moves with the scores.
+    novel = int(counts[:40].sum())
+    predicted = {0: novel, 1: scored - novel}
+    if tuple(classes) != (0, 1):
+        predicted = dict.fromkeys(classes, total // len(classes)) if total else {}
     return Window(
         "model",
         "1",
@@ -87,7 +92,7 @@ def window(
         (index + 1) * SPAN,
         samples=total,
         detectors={detector: histogram},
-        predicted={label: total // len(classes) for label in classes} if total else {},
+        predicted=predicted,
     )
 
 
