@@ -67,12 +67,14 @@ class _Subspace(Detector):
     def _centred(self, acts: Activations, state: State) -> Tensor:
         center = state["center"]
         rows = width_of(self, self.layer, features(acts, self.layer), len(center))
-        return rows.sub(center)
+        away: Tensor = rows - center
+        return away
 
 
 def _complement(scatter: Tensor, dimensions: int) -> Tensor:
     """Eigenvectors (D, D - dimensions) of the smallest eigenvalues: all that is not principal."""
-    return torch.linalg.eigh(scatter)[1][:, : len(scatter) - dimensions].contiguous()
+    vectors: Tensor = torch.linalg.eigh(scatter)[1]
+    return vectors[:, : len(scatter) - dimensions].contiguous()
 
 
 def _about(found: Moments, width: int, center: Tensor) -> Tensor:
