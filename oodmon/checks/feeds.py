@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import itertools
+import os
 import shutil
 import tempfile
 import time
@@ -31,20 +32,35 @@ _START: Final = 1_700_000_000_000_000_000
 _numbers = itertools.count()
 
 
-def cases(cls: type[Feed]) -> list[Feed]:
-    """Instances with the options of `cls.examples()`; a `path` is filled with a new folder."""
+def cases(cls: type[Feed], address: str = "") -> list[Feed]:
+    """Instances with the options of `cls.examples()`; a `path` is filled with a new folder.
+
+    Options may hold ``{address}``, where a server is needed, and ``{unique}``. Without an
+    `address`, a feed that needs one gives no case.
+    """
     examples = getattr(cls, "examples", None)
     options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     made = []
     for chosen in options:
-        arguments = dict(chosen)
+        if "{address}" in str(chosen) and not address:
+            continue
+        unique = f"{os.getpid()}-{time.monotonic_ns()}"
+        arguments = {name: _filled(value, address, unique) for name, value in chosen.items()}
         if "path" in fields and "path" not in arguments:
             folder = tempfile.mkdtemp(prefix="oodmon-check-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             arguments["path"] = str(Path(folder) / "feed")
         made.append(cls(**arguments))
     return made
+
+
+def _filled(value: Any, address: str, unique: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("{address}", address).replace("{unique}", unique)
+    if isinstance(value, tuple):
+        return tuple(_filled(item, address, unique) for item in value)
+    return value
 
 
 def check_what_is_accepted_is_delivered_once(feed: Feed) -> None:
@@ -147,10 +163,11 @@ def check_settle_is_idempotent(feed: Feed) -> None:
 
 def check_backlog_is_what_is_not_settled(feed: Feed) -> None:
     """`backlog_bytes` grows with what is accepted, not with reading, and ends when settled."""
-    with _reading(feed) as reader, _writing(feed) as (source, writer):
+    with _reading(feed) as reader:
         empty = reader.backlog_bytes()
-        for n in range(10):
-            _accept(writer, _batch(source, n))
+        with _writing(feed) as (source, writer):  # closing it flushes
+            for n in range(10):
+                _accept(writer, _batch(source, n))
         full = reader.backlog_bytes()
         assert full > empty >= 0, f"backlog of {empty} bytes, and of {full} after ten batches"
         got = _collect(reader, 10)
@@ -203,21 +220,21 @@ def check_full_feed_sheds(feed: Feed) -> None:
 
 def check_order_is_the_same_whatever_the_calls(feed: Feed) -> None:
     """What is there comes by event time then partition, in small polls as in large ones."""
-    with _writing(feed) as (one, first), _writing(feed) as (two, second):
-        with _reading(feed):
-            pass
+    with _reading(feed):
+        pass
+    with _writing(feed) as (one, first), _writing(feed) as (two, second):  # closing flushes
         for n in range(10):
             _accept(first, _batch(one, n, observed_at=_START + 3 * n))
             _accept(second, _batch(two, n, observed_at=_START + 2 * n))
-        orders = []
-        for limit in (3, 100):
-            with _reading(feed, drain=False) as reader:
-                reader.seek({})
-                got = [d for d in _collect(reader, 20, limit=limit) if d.batch.source in (one, two)]
-                orders.append([(d.batch.observed_at, d.partition) for d in got])
-        assert len(orders[0]) == 20, f"20 batches were accepted, {len(orders[0])} delivered"
-        assert orders[0] == orders[1], "small polls gave another order than one large poll"
-        assert orders[1] == sorted(orders[1]), "not by event time, then partition"
+    orders = []
+    for limit in (3, 100):
+        with _reading(feed, drain=False) as reader:
+            reader.seek({})
+            got = [d for d in _collect(reader, 20, limit=limit) if d.batch.source in (one, two)]
+            orders.append([(d.batch.observed_at, d.partition) for d in got])
+    assert len(orders[0]) == 20, f"20 batches were accepted, {len(orders[0])} delivered"
+    assert orders[0] == orders[1], "small polls gave another order than one large poll"
+    assert orders[1] == sorted(orders[1]), "not by event time, then partition"
 
 
 CHECKS: Final[tuple[Callable[[Feed], None], ...]] = (

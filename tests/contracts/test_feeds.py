@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 
 from oodmon.checks import checks_for, subjects
+from oodmon.checks.feeds import cases
 from oodmon.contracts import Feed
 from oodmon.registry import feeds
 from tests.contracts.broken_feeds import BROKEN
+from tests.servers.kafka import Broker
 
 FEEDS = [case for name in feeds.names() for case in subjects("feeds", name)]
 PAIRS = [(check, broken) for check, several in BROKEN.items() for broken in several]
@@ -18,6 +20,21 @@ PAIRS = [(check, broken) for check, several in BROKEN.items() for broken in seve
 @pytest.mark.parametrize("check", checks_for("feeds"), ids=lambda check: check.__name__)
 @pytest.mark.parametrize("feed", FEEDS, ids=lambda feed: feed.name)
 def test_feed_holds_to_its_contract(feed: Feed, check: Callable[[Feed], None]) -> None:
+    check(feed)
+
+
+@pytest.fixture(scope="module")
+def served() -> list[Feed]:
+    """Feeds that need a server; made once, because the checks may share one."""
+    return []
+
+
+@pytest.mark.parametrize("check", checks_for("feeds"), ids=lambda check: check.__name__)
+def test_feed_on_a_broker_holds_to_its_contract(
+    served: list[Feed], kafka: Broker, check: Callable[[Feed], None]
+) -> None:
+    served[:] = served or cases(feeds.get("kafka"), kafka.address)
+    (feed,) = served
     check(feed)
 
 

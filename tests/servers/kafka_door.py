@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 _BROKER, _DOOR = "127.0.0.1", "127.0.0.3"
-_HANDSHAKE, _AUTHENTICATE, _VERSIONS = 17, 36, 18
+_PRODUCE, _HANDSHAKE, _AUTHENTICATE, _VERSIONS = 0, 17, 36, 18
 _FAILED = 58
 _ROUNDS = 4096
 
@@ -78,6 +78,7 @@ class Door:
     Attributes:
         address: ``host:port`` for clients.
         refused: logins that were turned away.
+        cuts: so many acknowledgements are lost from now on, and their connections with them.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Door:
         self._tls = tls
         self._logins = logins or {}
         self.refused = 0
+        self.cuts = 0
         self.address = f"{_DOOR}:{self._port}"
         self._sockets: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -164,7 +166,11 @@ class Door:
                 _write(client, struct.pack(">i", correlation) + body)
             elif known or api == _VERSIONS:
                 broker.sendall(struct.pack(">i", len(frame)) + frame)
-                _write(client, _read(broker).replace(_BROKER.encode(), _DOOR.encode()))
+                answer_frame = _read(broker)
+                if api == _PRODUCE and self.cuts:
+                    self.cuts -= 1
+                    return
+                _write(client, answer_frame.replace(_BROKER.encode(), _DOOR.encode()))
             else:
                 return
 
