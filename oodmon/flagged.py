@@ -1,4 +1,8 @@
-"""The most novel samples of each pane: which samples, not only how many."""
+"""The most novel samples of each pane: which samples, not only how many.
+
+Either all samples whose tail probability is at most a level, or as many as the traffic allows while
+the expected share of false ones among them (the false-discovery rate) stays below a bound.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from oodmon.calibration import Calibration
-from oodmon.records import Exceedance, ScoreBatch
+from oodmon.records import BIN_EDGES, Exceedance, ScoreBatch
 
-__all__ = ["Flagged"]
+__all__ = ["Flagged", "cut_at"]
 
 _PER_PANE: Final = 100
 """Samples kept per pane and detector; a flood of novelty needs no longer list than this."""
+
+
+def cut_at(counts: npt.NDArray[np.int64], false_share: float) -> float:
+    """The tail probability up to which samples are flagged at this false-discovery rate q; 0: none.
+
+    Benjamini and Hochberg's step-up on conformal p-values rounded up to `BIN_EDGES`: the greatest
+    edge e with e <= q k / m, where k of m samples have p <= e. Conformal p-values depend positively
+    on each other, and stay so when rounded, so the expected share of in-distribution samples among
+    the flagged ones is at most q (Bates, Candès, Lei, Romano and Sesia, Annals of Statistics 2023).
+
+    Args:
+        counts: int64 (64,) of one pane.
+        false_share: q.
+    """
+    found = np.cumsum(counts)
+    reached = np.flatnonzero(BIN_EDGES[1:] * found[-1] <= false_share * found)
+    return float(BIN_EDGES[reached[-1] + 1]) if len(reached) and found[-1] else 0.0
+
 
 _Row = tuple[float, str, str, int, float]  # score, sample id, segment, observed at, p
 
@@ -25,17 +48,21 @@ class Flagged:
     Args:
         level: a sample is flagged when its tail probability is at most this. Where the calibration
             is too small to reach the level, it is flagged when it outranks all of it.
+        false_share: where above 0, it takes the level's place: the flagged samples of a pane and
+            detector are those up to `cut_at`. A calibration of n scores can flag a single sample
+            among m only if n > m / q.
     """
 
-    def __init__(self, level: float) -> None:
+    def __init__(self, level: float, false_share: float = 0.0) -> None:
         self.level = level
+        self.false_share = false_share
         self._open: dict[int, dict[str, list[_Row]]] = {}
 
     def add(self, batch: ScoreBatch, calibrations: Mapping[str, Calibration], pane: int) -> None:
         """Keep the most novel rows of one batch; ties are broken by name, not by arrival."""
         for detector, calibration in calibrations.items():
             column = batch.scores[detector]
-            bar = calibration.score_at(self.level)
+            bar = calibration.score_at(self.false_share or self.level)
             heap = self._open.get(pane, {}).get(detector)
             if heap is not None and len(heap) >= _PER_PANE:
                 bar = max(bar, heap[0][0])
@@ -57,14 +84,30 @@ class Flagged:
                 else:
                     heapq.heappushpop(heap, entry)
 
-    def close(self, model: str, version: str, until: int) -> list[Exceedance]:
-        """The flagged samples of all panes that begin before `until`, most novel first."""
+    def close(
+        self,
+        model: str,
+        version: str,
+        until: int,
+        counts: Mapping[str, npt.NDArray[np.int64]],
+    ) -> list[Exceedance]:
+        """The flagged samples of all panes that begin before `until`, most novel first.
+
+        Args:
+            model, version: what is served.
+            until: ns.
+            counts: detector → counts of the pane that ends at `until`, over all segments.
+        """
         found = []
         for pane in sorted(start for start in self._open if start < until):
             for detector, heap in sorted(self._open.pop(pane).items()):
+                cut = 1.0
+                if self.false_share:
+                    cut = cut_at(counts[detector], self.false_share) if detector in counts else 0.0
                 found += [
                     Exceedance(model, version, name, detector, segment, seen, score, p)
                     for score, name, segment, seen, p in sorted(heap, reverse=True)
+                    if p <= cut
                 ]
         return found
 

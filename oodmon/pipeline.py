@@ -54,6 +54,8 @@ class Pipeline:
         tests: id → drift test; each sees every detector in every segment.
         rules: id → rule.
         flag_level: samples with a tail probability of at most this become `Exceedance` facts.
+        flag_fdr: where above 0, instead as many as the traffic allows while at most this share of
+            them is in-distribution, in expectation.
     """
 
     def __init__(
@@ -65,9 +67,12 @@ class Pipeline:
         tests: Mapping[str, DriftTest[Any]],
         rules: Mapping[str, Rule],
         flag_level: float = 0.001,
+        flag_fdr: float = 0.0,
     ) -> None:
         if not 0.0 < flag_level < 1.0:
             raise ContractError(f"flag_level: {flag_level} is not in (0, 1)")
+        if not 0.0 <= flag_fdr < 1.0:
+            raise ContractError(f"flag_fdr: {flag_fdr} is not in [0, 1)")
         for name, rule in rules.items():
             if rule.drift not in tests:
                 raise ContractError(f"rules.{name}.drift: there is no drift test {rule.drift!r}")
@@ -78,7 +83,7 @@ class Pipeline:
         self.tests = dict(tests)
         self._references = {d: c.reference(model, version) for d, c in self.calibrations.items()}
         self._windows = Windows(model, version, windows)
-        self._flagged = Flagged(flag_level)
+        self._flagged = Flagged(flag_level, flag_fdr)
         self._rules = Rules(rules, {"model": model, "version": version})
         self._states: dict[_Stream, Any] = {}
         self._latest: dict[_Stream, DriftResult] = {}
@@ -169,7 +174,11 @@ class Pipeline:
         end = closings[0].pane.end
         windows = [closed.window for closed in closings]
         self.windows_closed += 1
-        flagged = self._flagged.close(self.model, self.version, end)
+        counts: dict[str, npt.NDArray[np.int64]] = {}
+        for closed in closings:
+            for name, histogram in closed.pane.detectors.items():
+                counts[name] = counts.get(name, 0) + histogram.counts
+        flagged = self._flagged.close(self.model, self.version, end, counts)
         if flagged:
             self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[:_MOST_NOVEL]
         results: list[DriftResult] = []

@@ -138,6 +138,7 @@ def pipeline(config: Config) -> Pipeline:
         {name: test.component for name, test in half.drift.items()},
         half.rules,
         half.flag_level,
+        half.flag_fdr,
     )
 
 

@@ -218,6 +218,7 @@ class DaemonSection:
         feed: the way from the agents.
         calibration: what raw scores are ranked against.
         flag_level: a sample with a tail probability of at most this is kept as an exceedance.
+        flag_fdr: where above 0, instead those among which so small a share is in-distribution.
         windows: how event time is cut.
         drift: id → drift test.
         rules: id → rule.
@@ -230,6 +231,7 @@ class DaemonSection:
     feed: Component
     calibration: CalibrationSection
     flag_level: float
+    flag_fdr: float
     windows: Windowing
     drift: Mapping[str, Component]
     rules: Mapping[str, Rule]

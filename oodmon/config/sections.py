@@ -139,6 +139,7 @@ class Sections:
             node, entries, path, "calibration", self._plain(CalibrationSection), required=True
         )
         flag_level = part("flag_level", self._level)
+        flag_fdr = part("flag_fdr", self._level)
         windows = part("windows", self._plain(Windowing))
         drift = part("drift", lambda n, p: self._map(n, p, self._kind("drift")))
         rules = part("rules", lambda n, p: self._map(n, p, self._plain(Rule)))
@@ -154,6 +155,7 @@ class Sections:
             feed=feed,
             calibration=calibration,
             flag_level=0.001 if flag_level is None else flag_level,
+            flag_fdr=flag_fdr or 0.0,
             windows=windows or Windowing(),
             drift=drift or {},
             rules=rules or {},

@@ -13,8 +13,9 @@ from oodmon.contracts import DriftTest
 from oodmon.drift.budget import Budget
 from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.errors import ContractError, StateError
+from oodmon.flagged import cut_at
 from oodmon.pipeline import Pipeline
-from oodmon.records import ALL, DriftResult, Fact, Notice, ScoreBatch, Window
+from oodmon.records import ALL, DriftResult, Exceedance, Fact, Notice, ScoreBatch, Window
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
 from oodmon.wire import pack
@@ -174,6 +175,31 @@ def test_flagged_samples_are_the_most_novel_and_bounded() -> None:
     assert all(e.p <= 0.001 for e in found)
 
 
+def test_flags_keep_the_false_discovery_rate() -> None:
+    """Half of the traffic is novel, then a tenth, then none: at most q of the flagged are false."""
+    rng = np.random.default_rng(8)
+    known = calibration(20_000)
+    pipeline = Pipeline("m", "1", {"msp": known}, Windowing(10), {}, {}, flag_fdr=0.2)
+    at = 0
+    for novel, least in ((0.5, 0.8), (0.1, 0.3), (0.0, 0.0)):
+        false, hit, flagged = [], 0, 0
+        for _ in range(60):
+            is_novel = rng.random(100) < novel
+            names = tuple(f"{'novel' if new else 'known'}-{i}" for i, new in enumerate(is_novel))
+            scores = rng.normal(size=100) + 3.5 * is_novel
+            facts = pipeline.step(batch(scores, 10.0 * at, at, sample_ids=names))
+            facts += pipeline.advance(EPOCH + 10 * SECOND * (at + 1) + 10 * SECOND)
+            found = [fact.sample_id for fact in facts if isinstance(fact, Exceedance)]
+            wrong = sum(name.startswith("known") for name in found)
+            false.append(wrong / max(len(found), 1))
+            hit += len(found) - wrong
+            flagged += int(is_novel.sum())
+            at += 1
+        assert np.mean(false) <= 0.2 + 2 * np.std(false) / np.sqrt(len(false))
+        assert hit >= least * flagged
+    assert cut_at(np.zeros(64, np.int64), 0.1) == 0.0
+
+
 def test_constant_and_all_nan_scores_have_defined_results() -> None:
     constant = [batch([0.25] * 50, float(i), i) for i in range(40)]
     nan = [batch([np.nan] * 50, float(i), i) for i in range(40)]
@@ -199,6 +225,8 @@ def test_wrong_model_and_wrong_options_are_named() -> None:
         _pipeline(rules={"r": Rule("psi")})
     with pytest.raises(ContractError, match="flag_level"):
         Pipeline("m", "1", {}, Windowing(), {}, {}, flag_level=0.0)
+    with pytest.raises(ContractError, match="flag_fdr"):
+        Pipeline("m", "1", {}, Windowing(), {}, {}, flag_fdr=1.0)
 
 
 def test_thaw_leaves_behind_what_a_new_configuration_makes_meaningless() -> None:
