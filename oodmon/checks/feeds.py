@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import itertools
-import os
 import shutil
 import tempfile
 import time
@@ -35,8 +34,8 @@ _numbers = itertools.count()
 def cases(cls: type[Feed], address: str = "") -> list[Feed]:
     """Instances with the options of `cls.examples()`; a `path` is filled with a new folder.
 
-    Options may hold ``{address}``, where a server is needed, and ``{unique}``. Without an
-    `address`, a feed that needs one gives no case.
+    Options may hold ``{address}`` where a server is needed. Without an `address`, a feed that needs
+    one gives no case.
     """
     examples = getattr(cls, "examples", None)
     options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
@@ -45,8 +44,7 @@ def cases(cls: type[Feed], address: str = "") -> list[Feed]:
     for chosen in options:
         if "{address}" in str(chosen) and not address:
             continue
-        unique = f"{os.getpid()}-{time.monotonic_ns()}"
-        arguments = {name: _filled(value, address, unique) for name, value in chosen.items()}
+        arguments = {name: _filled(value, address) for name, value in chosen.items()}
         if "path" in fields and "path" not in arguments:
             folder = tempfile.mkdtemp(prefix="oodmon-check-")
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -55,11 +53,11 @@ def cases(cls: type[Feed], address: str = "") -> list[Feed]:
     return made
 
 
-def _filled(value: Any, address: str, unique: str) -> Any:
+def _filled(value: Any, address: str) -> Any:
     if isinstance(value, str):
-        return value.replace("{address}", address).replace("{unique}", unique)
+        return value.replace("{address}", address)
     if isinstance(value, tuple):
-        return tuple(_filled(item, address, unique) for item in value)
+        return tuple(_filled(item, address) for item in value)
     return value
 
 

@@ -41,6 +41,8 @@ class Kafka(Access, Feed):
         max_message_bytes: of one batch; a writer sheds a longer one. Keep it within the topic's
             ``max.message.bytes``.
         lookahead_batches: of each partition, so many batches are put in order of event time.
+        client_id, api_version, security_protocol, sasl_mechanism, username, password, ssl_cafile,
+        ssl_certfile, ssl_keyfile, ssl_password: as in `oodmon.brokers.Access`.
     """
 
     bootstrap_servers: tuple[str, ...]
@@ -86,7 +88,7 @@ class Kafka(Access, Feed):
         return (
             {
                 "bootstrap_servers": ("{address}",),
-                "topic": "oodmon.check.{unique}",
+                "topic": "oodmon.check",
                 "capacity_bytes": 1 << 15,
                 "max_message_bytes": 1 << 13,
                 "timeout_seconds": 5.0,
