@@ -290,7 +290,7 @@ def _twin(tap: Tap, model: nn.Module | None) -> Twin:
     if model is None:
         raise ContractError("the model is gone")
     make = getattr(tap, "twin", Twin)
-    made: Twin = make(model)
+    made: Twin = make(model, keep=False)
     return made
 
 

@@ -100,7 +100,7 @@ class Hooks(Tap):
         given, layout = self._names(getattr(model, "_orig_mod", model))
         return tuple(dict.fromkeys([*given, *(layout.names if layout is not None else ())]))
 
-    def twin(self, model: nn.Module) -> Twin:
+    def twin(self, model: nn.Module, *, keep: bool = True) -> Twin:
         """For further passes, whose layers and logits are found and called as here."""
         given, layout = self._names(getattr(model, "_orig_mod", model))
         return Twin(
@@ -108,6 +108,7 @@ class Hooks(Tap):
             lambda inner, name: _resolve(inner, name, given, layout),
             layout.classes if layout is not None else 0,
             "" if self.logits == AUTO else given.get(self.logits, self.logits),
+            keep=keep,
         )
 
     def _names(self, model: nn.Module) -> tuple[dict[str, str], Layout | None]:

@@ -48,18 +48,27 @@ class Twin:
     """Implements `contracts.Probe`.
 
     Args:
-        model: what is served. Held weakly: a twin keeps no model alive that nobody serves.
+        model: what is served.
         place: finds a layer by the name that a tap gives it; by default names are module paths.
         classes: C where it is known, to tell logits from features in the model's output.
         logits: the layer that gives the logits; "" finds them in the output.
+        keep: whether the twin keeps the model alive; else it forgets what is no longer served.
 
     Passes take turns, so threads may share a twin.
     """
 
     def __init__(
-        self, model: nn.Module, place: Locate = locate, classes: int = 0, logits: str = ""
+        self,
+        model: nn.Module,
+        place: Locate = locate,
+        classes: int = 0,
+        logits: str = "",
+        *,
+        keep: bool = True,
     ) -> None:
-        self._model = weakref.ref(_unwrapped(model), lambda _: self._forget())
+        inner = _unwrapped(model)
+        self._kept = inner if keep else None
+        self._model = weakref.ref(inner, lambda _: self._forget())
         self._place = place
         self._classes = classes
         self._logits = logits
