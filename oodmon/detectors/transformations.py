@@ -15,9 +15,9 @@ from oodmon.detectors.networks import Shapes, encode, encoder_shapes
 from oodmon.detectors.training import BATCH, Plan, Trained, train, whiten
 from oodmon.registry import detectors
 
-__all__ = ["Geom", "dirichlet", "rotated", "transformed"]
+__all__ = ["TURNS", "Geom", "dirichlet", "rotated", "transformed"]
 
-_TURNS: Final = 4
+TURNS: Final = 4
 _ALL: Final = 72
 """Turns × mirrored or not × three shifts each way (Golan and El-Yaniv, section 4)."""
 
@@ -78,7 +78,7 @@ class Geom(Trained):
         )
 
     def _count(self) -> int:
-        return _TURNS if self.transformations == "rotations" else _ALL
+        return TURNS if self.transformations == "rotations" else _ALL
 
     def _size(self, height: int, width: int) -> tuple[int, int]:
         # turned by 90°, an image must have the shape that it had
@@ -132,7 +132,7 @@ class Geom(Trained):
 
 def rotated(images: Tensor) -> Tensor:
     """(B, C, S, S) → (4, B, C, S, S): as they are, and turned by 90°, 180° and 270°."""
-    return torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(_TURNS)])
+    return torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(TURNS)])
 
 
 def transformed(images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ def test_all_transformations_differ_and_the_first_is_none() -> None:
         assert found.shape == (count, 2, 3, 8, 8)
         assert torch.equal(found[0], images)
         flat = found.flatten(1)
-        assert len(flat.unique(dim=0)) == count
+        assert len(torch.unique(flat, dim=0)) == count
     assert torch.equal(rotated(images)[1], images.rot90(1, (2, 3)))
     # shifted by two pixels, the border mirrored: 2 1 | 0 1 2 3 4 5
     shifted = transformed(images)[24:]
