@@ -99,7 +99,7 @@ class Broker:
         return self._binary, self._folder
 
 
-def _binary() -> Path:
+def broker_binary() -> Path:
     """The broker's executable, from the wheel; the wheel's own command only wraps it."""
     try:
         found = Path(str(files("noida_db"))) / "noida-db"
@@ -118,7 +118,7 @@ def _broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     if given:
         yield Broker(given)
         return
-    broker = Broker(f"127.0.0.1:{free_port()}", _binary(), tmp_path_factory.mktemp("kafka"))
+    broker = Broker(f"127.0.0.1:{free_port()}", broker_binary(), tmp_path_factory.mktemp("kafka"))
     broker.start()
     try:
         yield broker

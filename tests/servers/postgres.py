@@ -49,6 +49,11 @@ class PostgresServer:
         """The database that every cluster has."""
         return f"postgresql://oodmon@127.0.0.1:{self._port}/postgres"
 
+    @property
+    def runs(self) -> bool:
+        """Started, and not stopped."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start and wait until it answers."""
         with self._log.open("ab") as log:
@@ -112,7 +117,8 @@ def _free_port() -> int:
         return port
 
 
-def _binaries() -> Path | None:
+def postgres_binaries() -> Path | None:
+    """The folder with the server's programs, the newest one; none where there is none."""
     installed = sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name)
     )
@@ -128,7 +134,7 @@ def postgres_server() -> Iterator[PostgresServer]:
     if _ENVIRONMENT in os.environ:
         pytest.skip(f"only a server of the tests' own may be stopped, and {_ENVIRONMENT} is set")
     pytest.importorskip("psycopg", reason=_HOW)
-    binaries = _binaries()
+    binaries = postgres_binaries()
     if binaries is None:
         pytest.skip(f"no PostgreSQL here: {_HOW}")
     # Not pytest's folder: the other user must be able to enter it.

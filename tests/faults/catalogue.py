@@ -1,0 +1,254 @@
+"""The faults: what is done to a run, at moments that the seed chooses."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from tests.faults.site import Run, moments
+from tests.servers.postgres import PostgresServer
+
+Action = Callable[[Run], None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row of the table.
+
+    Attributes:
+        name: what it is called.
+        databases: on which it makes sense.
+        plan: generator, server → (chunk → action, chunk → harm by an agent).
+    """
+
+    name: str
+    plan: Callable[
+        [np.random.Generator, PostgresServer | None], tuple[dict[int, Action], dict[int, str]]
+    ]
+    databases: tuple[str, ...] = ("sqlite", "postgresql")
+
+
+def _once(
+    action: Callable[[Run, np.random.Generator], None],
+) -> Callable[..., tuple[dict[int, Action], dict[int, str]]]:
+    """At one moment."""
+
+    def plan(
+        rng: np.random.Generator, server: PostgresServer | None
+    ) -> tuple[dict[int, Action], dict[int, str]]:
+        del server
+        (at,) = moments(rng, 1)
+        return {at: partial(_acted, action=action, rng=rng)}, {}
+
+    return plan
+
+
+def _acted(
+    run: Run, *, action: Callable[[Run, np.random.Generator], None], rng: np.random.Generator
+) -> None:
+    action(run, rng)
+
+
+def _restarts(number: signal.Signals) -> Callable[[Run, np.random.Generator], None]:
+    def action(run: Run, rng: np.random.Generator) -> None:
+        for _ in range(2):
+            time.sleep(float(rng.uniform(0.0, 0.15)))
+            run.kill(number)
+            run.start()
+
+    return action
+
+
+def _harm(kind: str) -> Callable[..., tuple[dict[int, Action], dict[int, str]]]:
+    def plan(
+        rng: np.random.Generator, server: PostgresServer | None
+    ) -> tuple[dict[int, Action], dict[int, str]]:
+        del server
+        return {}, dict.fromkeys(moments(rng, 2), kind)
+
+    return plan
+
+
+# disks
+
+
+def mountable() -> bool:
+    """Whether this user may mount a small file system."""
+    return (
+        os.geteuid() == 0
+        and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+    )
+
+
+@contextmanager
+def _full(folder: Path) -> Iterator[None]:
+    """A small file system without a free byte, while the block runs."""
+    filler = folder / ".filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            while True:
+                try:
+                    if file.write(b"\0" * size) < size:
+                        break
+                except OSError:
+                    break
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def _file_limit(pid: int, size: int) -> Iterator[None]:
+    """No file of this process may grow beyond that size, while the block runs."""
+    before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
+
+
+def _spool_full(run: Run, rng: np.random.Generator) -> None:
+    length = float(rng.uniform(0.1, 0.4))
+    if os.path.ismount(run.spool):
+        with _full(run.spool):
+            time.sleep(length)
+        return
+    for agent in range(3):
+        with _file_limit(run.agents.pid(agent), int(rng.integers(20, 3000))):
+            time.sleep(length / 3)
+
+
+def _sqlite_full(run: Run, rng: np.random.Generator) -> None:
+    database = Path(run.url.partition(":///")[2])
+    length = float(rng.uniform(0.2, 0.5))
+    if os.path.ismount(database.parent):
+        with _full(database.parent):
+            time.sleep(length)
+    else:
+        process, _ = run.daemons[-1]
+        with _file_limit(process.pid, database.stat().st_size // 4096 * 4096):
+            time.sleep(length)
+    run.ready(time.monotonic())
+
+
+# databases
+
+
+def _locked(run: Run, rng: np.random.Generator) -> None:
+    seconds = float(rng.uniform(0.3, 0.9))
+    if run.url.startswith("sqlite"):
+        with closing(sqlite3.connect(run.url.partition(":///")[2], timeout=20)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            time.sleep(seconds)
+            other.rollback()
+    else:
+        import psycopg
+
+        with psycopg.connect(run.url) as other:
+            other.execute("LOCK TABLE pipeline_state, outbox, windows IN ACCESS EXCLUSIVE MODE")
+            time.sleep(seconds)
+    run.ready(time.monotonic())
+
+
+def _server_stops(
+    rng: np.random.Generator, server: PostgresServer | None
+) -> tuple[dict[int, Action], dict[int, str]]:
+    assert server is not None
+    (at,) = moments(rng, 1)
+    away = float(rng.uniform(0.0, 0.4))
+
+    def action(run: Run) -> None:
+        server.stop()
+        time.sleep(away)
+        server.start()
+        run.ready(time.monotonic())
+
+    return {at: action}, {}
+
+
+# the broker
+
+
+def _broker_stops(run: Run, rng: np.random.Generator) -> None:
+    run.broker.stop()
+    time.sleep(float(rng.uniform(0.1, 0.8)))
+    run.broker.start()
+
+
+def _proxied(mode: str) -> Callable[[Run, np.random.Generator], None]:
+    def action(run: Run, rng: np.random.Generator) -> None:
+        run.proxy.set(mode, float(rng.uniform(0.05, 0.3)))
+        time.sleep(float(rng.uniform(0.4, 1.2)))
+        if mode != "unheard":  # that one ends with the first produce request
+            run.proxy.set("pass")
+
+    return action
+
+
+# clocks and daemons
+
+
+def _clock_jumps(run: Run, rng: np.random.Generator) -> None:
+    for _ in range(3):
+        sign = 1 if rng.random() < 0.6 else -1
+        run.shift_clock(sign * float(rng.choice([30.0, 7200.0, 86_400.0 * 400])))
+        time.sleep(float(rng.uniform(0.05, 0.3)))
+        run.shift_clock(0.0)
+        time.sleep(0.05)
+
+
+def _two_daemons(run: Run, rng: np.random.Generator) -> None:
+    first, _ = run.daemons[-1]
+    second = run.start(wait=False)
+    run.until(lambda: run.page("readyz")[0] == 503, "the second answers")
+    run.until(lambda: "holds pipeline" in run.page("readyz")[1], "the second stands by")
+    assert second.poll() is None
+    time.sleep(float(rng.uniform(0.0, 0.2)))
+    run.daemons.pop(0)
+    if rng.random() < 0.5:
+        first.kill()
+        began = time.monotonic()
+        first.wait()
+    else:  # it hangs for longer than its lease, and comes back to find that it has been replaced
+        first.send_signal(signal.SIGSTOP)
+        time.sleep(float(rng.uniform(1.2, 1.6)))
+        began = time.monotonic()
+        first.send_signal(signal.SIGCONT)
+        run.daemons.insert(0, (first, 0))
+    run.ready(began)
+    if first.returncode is None:
+        run.daemons.pop(0)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(30) == 0, run.said()
+
+
+FAULTS = (
+    Fault("daemon: kill -9", _once(_restarts(signal.SIGKILL))),
+    Fault("daemon: SIGTERM", _once(_restarts(signal.SIGTERM))),
+    Fault("two daemons on one database", _once(_two_daemons)),
+    Fault("agent: kill -9 in mid-write", _harm("torn")),
+    Fault("spool: bit-flipped frame", _harm("flipped")),
+    Fault("spool: full disk", _once(_spool_full)),
+    Fault("database: full disk", _once(_sqlite_full), ("sqlite",)),
+    Fault("database: locked", _once(_locked)),
+    Fault("database: server stopped", _server_stops, ("postgresql",)),
+    Fault("broker: stopped and started", _once(_broker_stops)),
+    Fault("broker: slow", _once(_proxied("slow"))),
+    Fault("broker: refuses", _once(_proxied("refuse"))),
+    Fault("broker: acknowledgement lost", _once(_proxied("unheard"))),
+    Fault("sink hangs", _once(_proxied("silent"))),
+    Fault("clock jumps both ways", _once(_clock_jumps)),
+)
