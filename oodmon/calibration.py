@@ -28,8 +28,11 @@ from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
 
 __all__ = ["NORMAL_SCORES", "Calibration"]
 
-_SCHEMA: Final = "oodmon.calibration/1"
+_SCHEMA: Final = "oodmon.calibration/2"
+_FIRST: Final = "oodmon.calibration/1"
+"""Files without predicted classes; read as such."""
 _MAX_SCORES: Final = 10_000_000
+_NO_CLASSES: Final = np.empty(0, np.int64)
 
 
 def _normal_scores() -> npt.NDArray[np.float64]:
@@ -53,11 +56,13 @@ class Calibration:
         detector: id of the detector in the configuration.
         digest: the scorer that made the scores; a column with another digest is refused.
         scores: float32 (n,) ascending, finite or ±inf, no NaN.
+        predicted: int32 (n,) the class predicted for each of them, or empty where none is known.
     """
 
     detector: str
     digest: str
     scores: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -68,17 +73,33 @@ class Calibration:
             raise StateError(f"calibration of {self.detector!r}: scores hold NaN")
         if (np.diff(scores) < 0).any():
             raise StateError(f"calibration of {self.detector!r}: scores are not sorted")
+        predicted = np.ascontiguousarray(self.predicted, np.int32)
+        if predicted.shape not in ((0,), scores.shape):
+            raise StateError(
+                f"calibration of {self.detector!r}: {predicted.shape} predicted classes for "
+                f"{len(scores)} scores"
+            )
         scores.setflags(write=False)
+        predicted.setflags(write=False)
         object.__setattr__(self, "scores", scores)
+        object.__setattr__(self, "predicted", predicted)
         object.__setattr__(self, "_cuts", self._score_cuts(scores))
 
     @staticmethod
     def from_scores(
-        detector: str, digest: str, scores: npt.NDArray[np.floating[Any]]
+        detector: str,
+        digest: str,
+        scores: npt.NDArray[np.floating[Any]],
+        predicted: npt.NDArray[np.integer[Any]] | None = None,
     ) -> Calibration:
         """Calibrate on held-out scores; rows that the detector could not score are left out."""
         values = np.asarray(scores, np.float32).ravel()
-        return Calibration(detector, digest, np.sort(values[~np.isnan(values)]))
+        valid = np.flatnonzero(~np.isnan(values))
+        order = valid[np.argsort(values[valid], kind="stable")]
+        classes = np.empty(0, np.int32)
+        if predicted is not None and len(predicted):
+            classes = np.asarray(predicted).astype(np.int32)[order]
+        return Calibration(detector, digest, values[order], classes)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -134,14 +155,16 @@ class Calibration:
         histogram = Histogram(
             counts.astype(np.int64), 0, picks.astype(np.uint64), self.scores[picks]
         )
-        return Window(model, version, segment, 0, 0, n, detectors={self.detector: histogram})
+        classes = {int(label): int(self.predicted[label]) for label in self.predicted.nonzero()[0]}
+        detectors = {self.detector: histogram}
+        return Window(model, version, segment, 0, 0, n, detectors=detectors, predicted=classes)
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all."""
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
         save_file(
-            {"scores": np.array(self.scores)},
+            {"scores": np.array(self.scores), "predicted": np.array(self.predicted)},
             partial,
             {
                 "schema": _SCHEMA,
@@ -159,16 +182,25 @@ class Calibration:
             with safe_open(path, framework="numpy") as file:
                 meta = file.metadata() or {}
                 schema = meta.get("schema", "none")
-                if schema != _SCHEMA:
+                if schema not in (_FIRST, _SCHEMA):
                     raise StateError(f"{path}: schema is {schema}, expected {_SCHEMA}")
                 shape = file.get_slice("scores").get_shape()
                 if len(shape) != 1 or shape[0] > _MAX_SCORES:
                     raise StateError(f"{path}: scores have shape {shape}")
                 scores = file.get_tensor("scores")
+                # Files from before predicted classes were kept have none.
+                classes = (
+                    file.get_tensor("predicted") if "predicted" in file.keys() else _NO_CLASSES  # noqa: SIM118
+                )
+                predicted = np.empty(0, np.int32)
+                if schema == _SCHEMA:
+                    predicted = file.get_tensor("predicted")
         except FileNotFoundError:
             raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
         except (OSError, SafetensorError) as error:
             raise StateError(f"{path}: not a calibration: {error}") from None
         if scores.dtype != np.float32:
             raise StateError(f"{path}: scores are {scores.dtype}, expected float32")
-        return Calibration(meta.get("detector", ""), meta.get("digest", ""), scores)
+        if predicted.dtype != np.int32:
+            raise StateError(f"{path}: predicted classes are {predicted.dtype}, expected int32")
+        return Calibration(meta.get("detector", ""), meta.get("digest", ""), scores, predicted)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import Calibration
+from oodmon.cells import CONTEXTS, Cells
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
 from oodmon.evidence import evidence
@@ -56,6 +57,8 @@ class Pipeline:
         flag_level: samples with a tail probability of at most this become `Exceedance` facts.
         flag_fdr: where above 0, instead as many as the traffic allows while at most this share of
             them is in-distribution, in expectation.
+        context: "predicted": windows count ranks within the predicted class (`oodmon.cells`), so
+            that another mix of traffic is no change. Flags are among all reference scores.
     """
 
     def __init__(
@@ -68,11 +71,14 @@ class Pipeline:
         rules: Mapping[str, Rule],
         flag_level: float = 0.001,
         flag_fdr: float = 0.0,
+        context: str = "",
     ) -> None:
         if not 0.0 < flag_level < 1.0:
             raise ContractError(f"flag_level: {flag_level} is not in (0, 1)")
         if not 0.0 <= flag_fdr < 1.0:
             raise ContractError(f"flag_fdr: {flag_fdr} is not in [0, 1)")
+        if context not in CONTEXTS:
+            raise ContractError(f"context: {context!r} is not one of {CONTEXTS}")
         for name, rule in rules.items():
             if rule.drift not in tests:
                 raise ContractError(f"rules.{name}.drift: there is no drift test {rule.drift!r}")
@@ -81,7 +87,10 @@ class Pipeline:
         self.calibrations = dict(calibrations)
         self.windowing = windows
         self.tests = dict(tests)
-        self._references = {d: c.reference(model, version) for d, c in self.calibrations.items()}
+        self.context = context
+        ranked = {d: Cells(c) if context else c for d, c in self.calibrations.items()}
+        self._cells = {d: cells for d, cells in ranked.items() if isinstance(cells, Cells)}
+        self._references = {d: c.reference(model, version) for d, c in ranked.items()}
         self._windows = Windows(model, version, windows)
         self._flagged = Flagged(flag_level, flag_fdr)
         self._rules = Rules(rules, {"model": model, "version": version})
@@ -106,12 +115,8 @@ class Pipeline:
         self._windows.add(
             batch,
             {
-                name: (
-                    calibration.bins(batch.scores[name])
-                    if usable[name]
-                    else np.full(batch.rows, -1, np.int64)
-                )
-                for name, calibration in self.calibrations.items()
+                name: self._bins(batch, name) if usable[name] else np.full(batch.rows, -1, np.int64)
+                for name in self.calibrations
                 if name in batch.scores
             },
         )
@@ -136,6 +141,11 @@ class Pipeline:
         To be called when the feed is drained, or batches that wait in it would be late.
         """
         return self._conclude(self._windows.advance(now))
+
+    def _bins(self, batch: ScoreBatch, name: str) -> npt.NDArray[np.int64]:
+        if name in self._cells:
+            return self._cells[name].bins(batch)
+        return self.calibrations[name].bins(batch.scores[name])
 
     def _usable(self, batch: ScoreBatch) -> dict[str, bool]:
         """Detector → whether its column may be calibrated: made by the scorer that was."""
@@ -274,7 +284,7 @@ class Pipeline:
             arrays |= {f"drift/{index}/{name}": array for name, array in frozen.items()}
         state = {
             "tests": {name: repr(test) for name, test in self.tests.items()},
-            "windowing": repr(self.windowing),
+            "windowing": repr((self.windowing, self.context)),
             "watermark": self._windows.watermark,
             "closed_until": self._windows.closed_until,
             "segments": list(self._windows.segments),
@@ -311,7 +321,7 @@ class Pipeline:
         self._windows.last = dict(state["last"])
         kept = {name for name, test in self.tests.items() if repr(test) == state["tests"].get(name)}
         known = {n for n, c in self.calibrations.items() if c.digest == state["digests"].get(n)}
-        if state["windowing"] == repr(self.windowing):
+        if state["windowing"] == repr((self.windowing, self.context)):
             cells = state["cells"]
             self._flagged.thaw(state["flagged"])
         else:

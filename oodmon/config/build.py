@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from oodmon.calibration import Calibration
+from oodmon.config.fields import names_path
 from oodmon.config.schema import AgentSection, Config, DaemonSection, EventKind
-from oodmon.contracts import Sink
+from oodmon.contracts import Detector, Sink
 from oodmon.errors import ConfigError, StateError
 from oodmon.pipeline import Pipeline
 from oodmon.store.events import Store
@@ -83,13 +84,19 @@ def scorers(config: Config, device: str = "cpu") -> dict[str, Scorer]:
             )
         scorer = Scorer.load(path, device=device)
         # What was left open was chosen when it was fitted; the same choice must come out now.
-        if detector.component.pin(scorer.reads().layers) != scorer.detector:
+        if _but_paths(detector.component.pin(scorer.reads().layers)) != _but_paths(scorer.detector):
             raise StateError(
                 f"{path} was fitted as {scorer.detector}, the config says {detector.component}; "
                 f"run `oodmon fit {config.path} DATA` again"
             )
         loaded[name] = scorer
     return loaded
+
+
+def _but_paths(detector: Detector) -> tuple[str, dict[str, Any]]:
+    """Name and options, but for where files lay that were read while learning."""
+    options = {f.name: getattr(detector, f.name) for f in fields(detector)}  # type: ignore[arg-type]
+    return detector.name, {n: v for n, v in options.items() if not names_path(n)}
 
 
 def calibrations(config: Config) -> dict[str, Calibration]:
@@ -139,6 +146,7 @@ def pipeline(config: Config) -> Pipeline:
         half.rules,
         half.flag_level,
         half.flag_fdr,
+        half.calibration.context,
     )
 
 

@@ -126,9 +126,19 @@ class AgentSection:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSection:
-    """`daemon.calibration`: the folder that holds ``<detector>.calibration.safetensors``."""
+    """`daemon.calibration`.
+
+    Attributes:
+        path: the folder that holds ``<detector>.calibration.safetensors``.
+        context: "predicted" ranks each score within its predicted class.
+    """
 
     path: str
+    context: str = ""
+
+    def __post_init__(self) -> None:
+        if self.context not in ("", "predicted"):
+            raise ContractError(f"context: expected `predicted`, found {self.context!r}")
 
 
 @dataclass(frozen=True, slots=True)

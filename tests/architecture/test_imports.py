@@ -30,6 +30,7 @@ RINGS: dict[str, int] = {
     "ranks": 3,
     "neighbours": 3,
     "wealth": 3,
+    "cells": 3,
     "windows": 3,
     "rules": 3,
     "flagged": 3,
@@ -39,6 +40,7 @@ RINGS: dict[str, int] = {
     "tuned": 3,
     "judged": 3,
     "brokers": 3,
+    "thresholds": 4,
     "pipeline": 4,
     "drift": 4,
     "taps": 4,
@@ -67,6 +69,7 @@ SAME_RING = {
     ("wealth", "bets"),
     ("wealth", "ranks"),
     ("wealth", "neighbours"),
+    ("cells", "ranks"),
 }
 
 THIRD_PARTY: dict[str, set[str]] = {
@@ -84,6 +87,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "neighbours": {"numpy"},
     "promises": set(),
     "wealth": {"numpy"},
+    "cells": {"numpy"},
     "windows": {"numpy"},
     "rules": {"numpy"},
     "flagged": {"numpy"},
@@ -93,6 +97,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tuned": set(),
     "judged": {"numpy"},
     "brokers": {"kafka"},
+    "thresholds": {"numpy"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},
     "taps": {"numpy", "torch", "safetensors"},
