@@ -33,12 +33,17 @@ def centres_of(name: str, shape: tuple[int, ...]) -> tuple[Tensor, torch.Generat
     return torch.rand((CLASSES, *shape), generator=fixed) + 0.5, fixed
 
 
+def strangeness(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """The centres (CLASSES, …), and how far from each of them strange samples lie (…), positive."""
+    centres, fixed = centres_of(name, shape)
+    return centres, torch.rand(shape, generator=fixed) * _FAR
+
+
 def around(
     name: str, shape: tuple[int, ...], labels: Tensor, draw: torch.Generator, strange: bool
 ) -> Tensor:
     """Non-negative, as after a ReLU, around the centres of the classes or far from them."""
-    centres, fixed = centres_of(name, shape)
-    away = torch.rand(shape, generator=fixed) * _FAR
+    centres, away = strangeness(name, shape)
     noise = torch.randn((len(labels), *shape), generator=draw) * NOISE / 3
     found = centres[labels] + noise
     if strange:

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from oodmon.checks.detectors.model import CLASSES, IMAGE, NOISE, around, centres_of, probe_on
+from oodmon.checks.detectors.model import CLASSES, IMAGE, NOISE, around, probe_on, strangeness
 from oodmon.contracts import Detector
 from oodmon.detectors.reference import Reference
 from oodmon.detectors.scorer import Scorer
@@ -44,6 +44,7 @@ _SEED: Final = 11
 _SURE: Final = 8.0  # logit of the right class of a sample of the reference
 _VECTOR: Final = 12
 _MAP: Final = (6, 5, 4)
+_SLIGHT: Final = 0.1  # of a head for maps: averaged, those of the classes hardly differ
 
 
 def samples(detector: Detector, count: int, seed: int = 1, *, strange: bool = False) -> Activations:
@@ -90,7 +91,7 @@ def extremes(detector: Detector) -> Activations:
 
 
 def reference(detector: Detector) -> Reference:
-    """Labelled samples to learn from, in batches of 64, and a head for the first vector read."""
+    """Labelled samples to learn from, in batches of 64, and a head for the first layer read."""
     acts = samples(detector, _ROWS, _SEED)
     return Reference.from_arrays(
         acts.layers,
@@ -105,10 +106,23 @@ def reference(detector: Detector) -> Reference:
 
 
 def _head(detector: Detector) -> tuple[Tensor, Tensor]:
-    """Maps the centre of each class to the logits that its samples have, but for the noise."""
-    vectors = [name for name in detector.reads().layers if name != "stage"]
-    centres, _ = centres_of(vectors[0] if vectors else LAYERS[-1], (_VECTOR,))
-    return _SURE * torch.linalg.pinv(centres).T, torch.full((CLASSES,), -2.0)
+    """Tells the classes apart as the samples' logits do, and is unsure of what is strange.
+
+    Every weight is negative, the more so where strange samples are large: they have small logits,
+    whatever of their features is clipped, pruned or scaled.
+    """
+    layers = detector.reads().layers
+    vectors = [name for name in layers if name != "stage"]
+    if layers and not vectors:
+        centres, away = strangeness("stage", _MAP)
+        centres, away = centres.flatten(2).mean(dim=2), away.flatten(1).mean(dim=1)
+    else:
+        centres, away = strangeness(vectors[0] if vectors else LAYERS[-1], (_VECTOR,))
+    weight = _SURE * torch.linalg.pinv(centres).T
+    fall = (away / away.mean()).clamp(min=0.5) * 2.2 * weight.max()
+    if not vectors and layers:
+        weight = weight * _SLIGHT
+    return weight - fall, (centres @ fall).mean() - torch.full((CLASSES,), 2.0)
 
 
 @functools.lru_cache(maxsize=16)
