@@ -173,8 +173,13 @@ class Residual(_Residual):
 
 
 def _origin(weight: Tensor, bias: Tensor) -> Tensor:
-    """-W⁺ b: where the logits are zero, as nearly as can be."""
-    origin: Tensor = -(torch.linalg.pinv(weight) @ bias)
+    """-W⁺ b: where the logits are zero, as nearly as can be.
+
+    The rows of a trained head sum to nearly zero, for the softmax does not see their sum: what is
+    left in that direction is rounding of float32, and its inverse would throw the origin far off.
+    """
+    least = max(weight.shape) * torch.finfo(torch.float32).eps
+    origin: Tensor = -(torch.linalg.pinv(weight, rtol=least) @ bias)
     return origin
 
 

@@ -16,20 +16,10 @@ from oodmon.errors import ContractError, StateError
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
 from oodmon.registry import detectors
+from tests.blobs import blobs
 from tests.peers import pytorch_ood, rank_agreement
 
 CPU = torch.device("cpu")
-
-
-def blobs(rows: int, width: int, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features after a ReLU around class centres that depend on width and classes alone."""
-    fixed = torch.Generator().manual_seed(width + classes)
-    centres = torch.randn((classes, width), generator=fixed) * 2.0 + 1.0
-    mix = torch.randn((width, width), generator=fixed) / width**0.5
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.randint(classes, (rows,), generator=draw)
-    found = centres[labels] + torch.randn((rows, width), generator=draw) @ mix
-    return found.relu(), labels
 
 
 def learnt(rows: Tensor, labels: Tensor, name: str = "mahalanobis", **options: Any) -> Scorer:

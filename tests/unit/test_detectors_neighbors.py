@@ -1,0 +1,170 @@
+"""knn and nnguide: exact search, bounded banks, coresets and their recall."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from oodmon.detectors import Reference, Scorer, neighbors
+from oodmon.detectors.neighbors import coreset
+from oodmon.errors import ContractError, StateError
+from oodmon.evaluate import auroc
+from oodmon.records import Activations
+from oodmon.registry import detectors
+from tests.blobs import blobs, head, logits, reference, strange
+from tests.peers import pytorch_ood, rank_agreement
+
+WIDTH = 12
+
+
+def learnt(name: str, rows: Tensor, **options: Any) -> Scorer:
+    given = reference(rows, torch.zeros(len(rows), dtype=torch.int64))
+    return Scorer.learn(detectors.create(name, layer="f", **options), given)
+
+
+def scores(scorer: Scorer, rows: Tensor) -> Tensor:
+    return scorer.score(Activations({"f": rows}, logits(rows)))
+
+
+def oracle(bank: Tensor, rows: Tensor, k: int, *, normalize: bool) -> np.ndarray:
+    """Every distance, sorted."""
+    a, b = rows.double().numpy(), bank.double().numpy()
+    if normalize:
+        a = a / np.linalg.norm(a, axis=1, keepdims=True)
+        b = b / np.linalg.norm(b, axis=1, keepdims=True)
+    found: np.ndarray = np.sort(np.linalg.norm(a[:, None] - b[None], axis=2), axis=1)[:, k - 1]
+    return found
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("k", [1, 7])
+def test_knn_is_exact(k: int, normalize: bool) -> None:
+    rows, fresh = blobs(500, WIDTH)[0], blobs(60, WIDTH, seed=1)[0]
+    found = scores(learnt("knn", rows, k=k, normalize=normalize), fresh)
+    np.testing.assert_allclose(found, oracle(rows, fresh, k, normalize=normalize), rtol=2e-6)
+
+
+def test_a_stored_row_is_at_distance_zero() -> None:
+    # |a|² + |b|² - 2ab would leave rounding here
+    rows = blobs(300, WIDTH)[0] + 100.0
+    found = scores(learnt("knn", rows, k=1, normalize=False), rows[:40])
+    assert found.tolist() == [0.0] * 40
+
+
+def test_chunks_of_bank_and_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, fresh = blobs(500, WIDTH)[0], blobs(60, WIDTH, seed=1)[0]
+    whole = [learnt(name, rows, k=4) for name in ("knn", "nnguide")]
+    expected = [scores(scorer, fresh) for scorer in whole]
+    monkeypatch.setattr(neighbors, "_ROWS", 25)
+    monkeypatch.setattr(neighbors, "_LIKENESSES", 25 * 33)
+    for scorer, column in zip(whole, expected, strict=True):
+        torch.testing.assert_close(scores(scorer, fresh), column)
+
+
+def test_the_bank_is_bounded_by_a_uniform_sample() -> None:
+    rows = torch.arange(5000.0)[:, None] + 1.0
+    scorer = learnt_flat(rows, rows=200)
+    bank = scorer.state["bank"].flatten()
+    assert len(bank) == len(set(bank.tolist())) == 200
+    assert 2000 < float(bank.mean()) < 3000
+    assert set(bank.tolist()) <= set(rows.flatten().tolist())
+    assert learnt_flat(rows, rows=200).digest == scorer.digest
+
+
+def learnt_flat(features: Tensor, **options: Any) -> Scorer:
+    detector = detectors.create("knn", layer="f", k=1, normalize=False, **options)
+    return Scorer.learn(detector, Reference.from_arrays({"f": features}))
+
+
+def test_a_coreset_leaves_no_row_far_from_it() -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.rand(600, 3, generator=draw)
+    given = Reference.from_arrays({"f": rows})
+    chosen = coreset(rows, 60, given)
+    assert len(set(chosen.tolist())) == 60
+    radius = float(torch.cdist(rows, rows[chosen]).amin(dim=1).max())
+    samples = [torch.randperm(600, generator=draw)[:60] for _ in range(20)]
+    random = [float(torch.cdist(rows, rows[some]).amin(dim=1).max()) for some in samples]
+    assert radius < min(random)
+    # greedy: every point was at least the final radius away from those before it
+    apart = torch.cdist(rows[chosen], rows[chosen]) + 9 * torch.eye(60)
+    assert float(apart.min()) >= radius - 1e-6
+
+
+def test_a_coreset_of_copies_has_no_point_twice() -> None:
+    rows = torch.eye(4).repeat(50, 1)
+    assert len(coreset(rows, 20, Reference.from_arrays({"f": rows}))) == 4
+
+
+def test_recall_is_what_it_says() -> None:
+    rows, _ = blobs(1000, WIDTH)
+    rows[::50] = 3 * strange(20, WIDTH)
+    exact = learnt("knn", rows, k=1)
+    assert float(exact.state["recall"]) == 1.0
+    large, small = (learnt("knn", rows, k=1, coreset=size) for size in (700, 5))
+    assert len(large.state["bank"]) == 700
+    assert float(large.state["recall"]) >= 0.6
+    assert float(small.state["recall"]) < float(large.state["recall"]) <= 1.0
+    inside, outside = (
+        scores(large, blobs(200, WIDTH, seed=1)[0]),
+        scores(large, strange(200, WIDTH)),
+    )
+    assert auroc(inside.numpy(), outside.numpy()) > 0.85
+
+
+def test_knn_ranks_as_pytorch_ood_does() -> None:
+    rows, labels = blobs(2000, WIDTH)
+    fresh = torch.cat([blobs(200, WIDTH, seed=1)[0], strange(200, WIDTH)])
+    peer = pytorch_ood().KNN(None, k=20).fit_features(rows, labels)
+    assert (
+        rank_agreement(scores(learnt("knn", rows, k=20), fresh), peer.predict_features(fresh))
+        >= 0.9999
+    )
+
+
+def test_nnguide_is_its_formula_and_ranks_as_pytorch_ood_does() -> None:
+    rows, labels = blobs(800, WIDTH)
+    fresh = torch.cat([blobs(100, WIDTH, seed=1)[0], strange(100, WIDTH)])
+    found = scores(learnt("nnguide", rows, k=5), fresh)
+    x, b = fresh.double(), rows.double()
+    bank = b / b.norm(dim=1, keepdim=True) * logits(rows).double().logsumexp(1, keepdim=True)
+    guidance = ((x / x.norm(dim=1, keepdim=True)) @ bank.T).sort(dim=1).values[:, -5:].mean(dim=1)
+    expected = -guidance * logits(fresh).double().logsumexp(1)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    linear = torch.nn.Linear(WIDTH, 5)
+    with torch.no_grad():
+        linear.weight.copy_(head(WIDTH)[0])
+        linear.bias.copy_(head(WIDTH)[1])
+    peer = pytorch_ood().NNGuide(None, linear, k=5).fit_features(rows, labels)
+    assert rank_agreement(found, peer.predict_features(fresh).detach()) >= 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("knn", {"k": 0}, "k: 0 is not positive"),
+        ("knn", {"k": 9, "rows": 8}, "rows: 8 is less than k, 9"),
+        ("knn", {"k": 9, "coreset": 8}, "coreset: 8 is less than k, 9"),
+        ("nnguide", {"rows": 0}, "rows: 0 is not positive"),
+        ("nnguide", {"k": 9, "rows": 8}, "rows: 8 is less than k, 9"),
+    ],
+)
+def test_options_that_cannot_be(name: str, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ContractError, match=rf"detectors\.{name}\.{said}"):
+        detectors.create(name, **options)
+
+
+@pytest.mark.parametrize("name", ["knn", "nnguide"])
+def test_more_neighbours_than_rows(name: str) -> None:
+    with pytest.raises(ContractError, match=rf"detectors\.{name}\.k: 30 .* 20 rows"):
+        learnt(name, blobs(20, WIDTH)[0], k=30)
+
+
+def test_a_state_of_other_shapes_is_refused() -> None:
+    scorer = learnt("knn", blobs(100, WIDTH)[0])
+    with pytest.raises(StateError, match="half"):
+        Scorer(scorer.detector, {**scorer.state, "half": torch.zeros(3)})
