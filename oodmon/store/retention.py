@@ -142,6 +142,11 @@ def give_back_space(database: Database, ended: Callable[[], bool] = bool) -> Non
             if free <= _SPARE_PAGES:
                 return
             step = min(free - _SPARE_PAGES, _PAGES_AT_ONCE)
-            connection.exec_driver_sql(f"PRAGMA incremental_vacuum({step})").all()
+            # The driver itself: the statement has to be run to its end, a step per page, and has
+            # no columns to ask SQLAlchemy for.
+            cursor = connection.connection.cursor()
+            cursor.execute(f"PRAGMA incremental_vacuum({step})")
+            cursor.fetchall()
+            cursor.close()
             if connection.exec_driver_sql("PRAGMA freelist_count").scalar() == free:
                 return  # a file from before: only VACUUM shrinks it
