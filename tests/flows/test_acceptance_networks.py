@@ -14,6 +14,7 @@ from oodmon import Activations
 from oodmon.contracts import Detector
 from oodmon.detectors import Reference, Scorer
 from oodmon.detectors.blurs import gaussian_blur, svd_blur
+from oodmon.detectors.csi import CSI
 from oodmon.detectors.deep_svdd import DeepSAD, DeepSVDD
 from oodmon.detectors.flow import Flow
 from oodmon.detectors.reconstruction import VQVAE, Autoencoder, MemoryAutoencoder
@@ -173,3 +174,12 @@ def test_a_classifier_of_rotations_sees_other_data() -> None:
         # 0.979 and 0.967, with "dirichlet" 0.976 and 0.952, were measured
         assert seen(scorer, inside, images("mnist_test", 1_000)) >= 0.90
         assert seen(scorer, inside, images("kmnist_test", 1_000)) >= 0.90
+
+
+def test_contrasting_shifted_instances_sees_other_data() -> None:
+    reference, inside = images("fashion_mnist_train", 3_000), images("fashion_mnist_test", 500)
+    scorer = learnt(CSI(epochs=6), reference)
+    # 0.943, 0.945 and 0.922 were measured
+    assert seen(scorer, inside, images("mnist_test", 500)) >= 0.85
+    assert seen(scorer, inside, images("kmnist_test", 500)) >= 0.80
+    assert seen(scorer, inside, images("notmnist_test", 500)) >= 0.80
