@@ -18,16 +18,13 @@ from oodmon.detectors.networks import (
     encoder_shapes,
     initial,
 )
-from oodmon.detectors.reference import gather
+from oodmon.detectors.outliers import gather_outliers, is_outlier
 from oodmon.detectors.training import BATCH, Plan, TrainedAnywhere, train, whiten
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
 
-__all__ = ["OUTLIER", "DeepSAD", "DeepSVDD", "centre_of", "check_spread"]
-
-OUTLIER: Final = -1
-"""The label of a reference row that is known to be no in-distribution sample."""
+__all__ = ["DeepSAD", "DeepSVDD", "centre_of", "check_spread"]
 
 _AWAY: Final = 0.1
 """Each coordinate of the centre is at least so far from 0: the origin is where all collapse."""
@@ -107,9 +104,9 @@ class DeepSVDD(TrainedAnywhere):
             encoder = self._pretrained(white, encoder, draw, reference)
         centre = centre_of(_embedding(white, encoder))
         inside = len(white)
-        outliers = self._outliers(reference, state)
-        if len(outliers):
-            white = torch.cat([white, outliers])
+        outliers = self._outliers(reference)
+        if outliers is not None:
+            white = torch.cat([white, whiten(outliers, state)])
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
             distance = (encode(white[rows], weights, "encoder") - centre).square().sum(dim=1)
@@ -154,10 +151,10 @@ class DeepSVDD(TrainedAnywhere):
         """Of an outlier in the loss."""
         return 1.0
 
-    def _outliers(self, reference: Reference, state: State) -> Tensor:
-        """Whitened rows that are known to be outliers."""
+    def _outliers(self, reference: Reference) -> Tensor | None:
+        """Rows that are known to be outliers; none here."""
         del reference
-        return torch.zeros((0, *state["mean"].shape), device=state["mean"].device)
+        return None
 
     def _measure(self, white: Tensor, state: State) -> Tensor:
         return (encode(white, state, "encoder") - state["centre"]).square_().sum(dim=1)
@@ -197,18 +194,13 @@ class DeepSAD(DeepSVDD):
         return Reads(layers=reads.layers, inputs=reads.inputs, labels=True)
 
     def _learnt_from(self, acts: Activations) -> Tensor:
-        return self._values(acts)[_labels(acts) != OUTLIER]
+        return self._values(acts)[~is_outlier(acts, self.name)]
 
     def _weight(self) -> float:
         return self.outlier_weight
 
-    def _outliers(self, reference: Reference, state: State) -> Tensor:
-        if not any(bool((_labels(acts) == OUTLIER).any()) for acts in reference):
-            return super()._outliers(reference, state)
-        (values,) = gather(
-            reference, lambda acts: (self._values(acts)[_labels(acts) == OUTLIER],), self.rows
-        )
-        return whiten(values, state)
+    def _outliers(self, reference: Reference) -> Tensor | None:
+        return gather_outliers(reference, self._values, self.rows, self.name)
 
 
 def centre_of(embedding: Tensor) -> Tensor:
@@ -230,12 +222,3 @@ def check_spread(embedding: Tensor, name: str) -> None:
 
 def _embedding(white: Tensor, encoder: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([encode(part, encoder, "encoder") for part in torch.split(white, BATCH)])
-
-
-def _labels(acts: Activations) -> Tensor:
-    if acts.labels is None:
-        raise ContractError(
-            "deep_sad: the reference has no labels; give them (-1 marks a known outlier), or use "
-            "deep_svdd"
-        )
-    return acts.labels

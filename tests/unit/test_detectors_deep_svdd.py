@@ -108,7 +108,7 @@ def test_images_are_embedded() -> None:
 
 
 def test_what_does_not_fit_is_named() -> None:
-    with pytest.raises(ContractError, match="no labels; give them"):
+    with pytest.raises(ContractError, match="no labels, and -1 is to mark"):
         fitted(DeepSAD(**SMALL))  # type: ignore[arg-type]
     with pytest.raises(ContractError, match=r"deep_sad\.outlier_weight"):
         DeepSAD(outlier_weight=0.0)
