@@ -153,10 +153,9 @@ class Gram(Detector):
             bounds.add(values[taken], label[taken], two_sided(acts).shape[1])
         lower, upper = bounds.result()
         lows, highs = self._split(lower, widths), self._split(upper, widths)
-        values, label, sure = (torch.cat([rows[i] for rows in held]) for i in range(3))
         state = {
             "unit": torch.tensor(units, dtype=torch.float32, device=lower.device),
-            "weight": self._weights(self._split(values, widths), label, sure, lows, highs),
+            "weight": self._weights(held, widths, lows, highs),
         }
         for name, low, high in zip(self.layers, lows, highs, strict=True):
             state[f"{name}.lower"], state[f"{name}.upper"] = low, high
@@ -218,19 +217,25 @@ class Gram(Detector):
 
     def _weights(
         self,
-        parts: Sequence[Tensor],
-        label: Tensor,
-        sure: Tensor,
+        held: Sequence[tuple[Tensor, Tensor, Tensor]],
+        widths: Sequence[int],
         lows: Sequence[Tensor],
         highs: Sequence[Tensor],
     ) -> Tensor:
-        """1 / mean deviation of the held-out rows; 0 where that is 0, all 1 where all are 0."""
+        """1 / mean deviation of the held-out rows; 0 where that is 0, all 1 where all are 0.
+
+        Batch by batch: side by side the held-out statistics would take their memory twice.
+        """
+        found: list[list[Tensor]] = [[] for _ in widths]
+        for values, label, sure in held:
+            parts = self._split(values, widths)
+            for column, part, low, high in zip(found, parts, lows, highs, strict=True):
+                deviation = _deviation(part, low[label], high[label])
+                column.append(deviation / sure if self.divide_by_confidence else deviation)
         means = []
-        for part, low, high in zip(parts, lows, highs, strict=True):
-            deviation = _deviation(part, low[label], high[label])
-            if self.divide_by_confidence:
-                deviation = deviation / sure
-            means.append(deviation.double().mean() if len(part) else deviation.double().sum())
+        for column in found:
+            deviations = torch.cat(column).double()
+            means.append(deviations.mean() if len(deviations) else deviations.sum())
         mean = torch.stack(means)
         weight = torch.where(mean > 0.0, 1.0 / mean, torch.zeros_like(mean))
         return (weight if bool((weight > 0.0).any()) else torch.ones_like(weight)).float()

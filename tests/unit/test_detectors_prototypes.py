@@ -40,7 +40,7 @@ def linear() -> nn.Linear:
 
 
 def patterns() -> np.ndarray:
-    return np.array([FIT[(RIGHT & (c == LABELS)).numpy()].mean(axis=0) for c in range(5)])
+    return np.array([FIT[(RIGHT & torch.eq(LABELS, c)).numpy()].mean(axis=0) for c in range(5)])
 
 
 def expected(name: str) -> np.ndarray:
@@ -83,7 +83,7 @@ def test_ranks_as_pytorch_ood_does(name: str) -> None:
 
 @pytest.mark.parametrize("projection", [False, True])
 def test_cosine_to_the_nearest_class(projection: bool) -> None:
-    means = np.array([FIT[(c == LABELS).numpy()].mean(axis=0) for c in range(5)])
+    means = np.array([FIT[torch.eq(LABELS, c).numpy()].mean(axis=0) for c in range(5)])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
     length = 1.0 if projection else np.linalg.norm(X, axis=1, keepdims=True)
     found = scores(learnt("cosine", projection=projection))
