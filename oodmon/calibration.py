@@ -12,6 +12,7 @@ ties; α below 1/(n + 1) cannot be reached, which is the price of n.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,6 @@ _SCHEMA: Final = "oodmon.calibration/2"
 _FIRST: Final = "oodmon.calibration/1"
 """Files without predicted classes; read as such."""
 _MAX_SCORES: Final = 10_000_000
-_NO_CLASSES: Final = np.empty(0, np.int64)
 
 
 def _normal_scores() -> npt.NDArray[np.float64]:
@@ -57,12 +57,15 @@ class Calibration:
         digest: the scorer that made the scores; a column with another digest is refused.
         scores: float32 (n,) ascending, finite or ±inf, no NaN.
         predicted: int32 (n,) the class predicted for each of them, or empty where none is known.
+        origin: where the scores come from, in words, where they are not of `oodmon fit`: what was
+            accepted, when and by whom.
     """
 
     detector: str
     digest: str
     scores: npt.NDArray[np.float32]
     predicted: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    origin: str = ""
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +103,14 @@ class Calibration:
         if predicted is not None and len(predicted):
             classes = np.asarray(predicted).astype(np.int32)[order]
         return Calibration(detector, digest, values[order], classes)
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over scorer and scores: streams that began with others start anew."""
+        made = hashlib.blake2b(self.digest.encode(), digest_size=8)
+        for part in (self.scores, self.predicted):
+            made.update(part.tobytes())
+        return made.hexdigest()
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -155,7 +166,8 @@ class Calibration:
         histogram = Histogram(
             counts.astype(np.int64), 0, picks.astype(np.uint64), self.scores[picks]
         )
-        classes = {int(label): int(self.predicted[label]) for label in self.predicted.nonzero()[0]}
+        labels, seen = np.unique(self.predicted[self.predicted >= 0], return_counts=True)
+        classes = dict(zip(labels.tolist(), seen.tolist(), strict=True))
         detectors = {self.detector: histogram}
         return Window(model, version, segment, 0, 0, n, detectors=detectors, predicted=classes)
 
@@ -170,6 +182,7 @@ class Calibration:
                 "schema": _SCHEMA,
                 "detector": self.detector,
                 "digest": self.digest,
+                "origin": self.origin,
                 "samples": json.dumps(len(self.scores)),
             },
         )
@@ -188,10 +201,6 @@ class Calibration:
                 if len(shape) != 1 or shape[0] > _MAX_SCORES:
                     raise StateError(f"{path}: scores have shape {shape}")
                 scores = file.get_tensor("scores")
-                # Files from before predicted classes were kept have none.
-                classes = (
-                    file.get_tensor("predicted") if "predicted" in file.keys() else _NO_CLASSES  # noqa: SIM118
-                )
                 predicted = np.empty(0, np.int32)
                 if schema == _SCHEMA:
                     predicted = file.get_tensor("predicted")
@@ -203,4 +212,5 @@ class Calibration:
             raise StateError(f"{path}: scores are {scores.dtype}, expected float32")
         if predicted.dtype != np.int32:
             raise StateError(f"{path}: predicted classes are {predicted.dtype}, expected int32")
-        return Calibration(meta.get("detector", ""), meta.get("digest", ""), scores, predicted)
+        detector, digest, origin = (meta.get(key, "") for key in ("detector", "digest", "origin"))
+        return Calibration(detector, digest, scores, predicted, origin)

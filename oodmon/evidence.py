@@ -1,4 +1,4 @@
-"""What an alert tells a person: plain values from the results behind it."""
+"""What an alert tells a person: plain values from the results behind it, and a few sentences."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ from typing import Any, Final
 from oodmon.records import ALL, DriftResult, Exceedance
 from oodmon.wire import rfc3339
 
-__all__ = ["evidence"]
+__all__ = ["evidence", "leading"]
 
 _MOST: Final = 10
 """Streams and samples that are named; the rest is in the store."""
 
+Moved = Mapping[str, Any]
+
+
+def leading(result: DriftResult, results: Sequence[DriftResult]) -> list[DriftResult]:
+    """The streams of the same test with the most evidence, the greatest first."""
+    streams = [r for r in results if r.test == result.test and r.detector != ALL]
+    return sorted(streams, key=lambda stream: -stream.statistic)[:_MOST]
+
 
 def evidence(
     result: DriftResult,
-    results: Sequence[DriftResult],
+    streams: Sequence[tuple[DriftResult, Moved]],
+    movements: Mapping[str, Sequence[Moved]],
     novel: Sequence[Exceedance],
     promise: str,
 ) -> Mapping[str, Any]:
@@ -24,13 +33,13 @@ def evidence(
 
     Args:
         result: what the rule decided on.
-        results: all results of the span, of all tests.
+        streams: those with the most evidence, and what the test says of each (`DriftTest.moved`).
+        movements: "classes", "segments" → those that moved most (`Movements.told`).
         novel: flagged samples of late, most novel first.
         promise: how often the test may be wrong, in words.
     """
-    streams = [r for r in results if r.test == result.test and r.detector != ALL]
-    streams.sort(key=lambda stream: -stream.statistic)
     return {
+        "summary": " ".join(_sentences(result, streams, movements)),
         "statistic": result.statistic,
         "threshold": result.threshold,
         "effect": result.effect,
@@ -46,8 +55,45 @@ def evidence(
                 "statistic": stream.statistic,
                 "effect": stream.effect,
                 "drifted": stream.drifted,
+                **moved,
             }
-            for stream in streams[:_MOST]
+            for stream, moved in streams
         ],
+        **movements,
         "novel": list(dict.fromkeys(sample.sample_id for sample in novel))[:_MOST],
     }
+
+
+def _sentences(
+    result: DriftResult,
+    streams: Sequence[tuple[DriftResult, Moved]],
+    movements: Mapping[str, Sequence[Moved]],
+) -> list[str]:
+    """What moved, in plain words."""
+    told = []
+    if result.since:
+        told.append(f"The change began at about {rfc3339(result.since)}.")
+    if streams and "changed_fraction" in streams[0][1]:
+        stream, moved = streams[0]
+        where = stream.detector + (f" in segment {stream.segment}" if stream.segment else "")
+        told.append(
+            f"It shows most in {where}: about {moved['changed_fraction']:.0%} of "
+            f"{moved['samples']} samples since are different, at least "
+            f"{moved['changed_fraction_at_least']:.0%}."
+        )
+        band = max(
+            moved["bins"],
+            key=lambda b: abs(b["found"] - b["expected"]) / max(b["expected"], 1.0) ** 0.5,
+        )
+        told.append(
+            f"{band['found']} of them are among the most novel {band['p_at_most']:.3g} of the "
+            f"reference, where {band['expected']:.3g} were expected."
+        )
+    for kind, one in (("classes", "Predicted class"), ("segments", "Segment")):
+        if movements.get(kind):
+            row = movements[kind][0]
+            told.append(
+                f"{one} {row['name'] or 'without a name'} went from {row['share_before']:.1%} of "
+                f"the traffic to {row['share_since']:.1%}."
+            )
+    return told

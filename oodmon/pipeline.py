@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from typing import Any, Final
 
@@ -19,10 +19,10 @@ from oodmon.calibration import Calibration
 from oodmon.cells import CONTEXTS, Cells
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
-from oodmon.evidence import evidence
+from oodmon.evidence import evidence, leading
 from oodmon.flagged import Flagged
+from oodmon.movements import Movements, is_suspicious
 from oodmon.records import (
-    ALL,
     Alert,
     DriftResult,
     Exceedance,
@@ -32,6 +32,7 @@ from oodmon.records import (
     Window,
 )
 from oodmon.rules import Rule, Rules, Transition
+from oodmon.streams import Streams
 from oodmon.windows import Closed, Windowing, Windows
 from oodmon.wire import pack, unpack
 
@@ -41,8 +42,6 @@ _SCHEMA: Final = "oodmon.pipeline/1"
 _MOST_NOVEL: Final = 40
 _MAX_NOTICES: Final = 1024
 _SECOND: Final = 1_000_000_000
-
-_Stream = tuple[str, str, str]  # test, detector, segment
 
 
 class Pipeline:
@@ -94,8 +93,8 @@ class Pipeline:
         self._windows = Windows(model, version, windows)
         self._flagged = Flagged(flag_level, flag_fdr)
         self._rules = Rules(rules, {"model": model, "version": version})
-        self._states: dict[_Stream, Any] = {}
-        self._latest: dict[_Stream, DriftResult] = {}
+        self._streams = Streams(self.tests, self._references)
+        self._movements = Movements()
         self._novel: list[Exceedance] = []
         self._told: dict[str, None] = {}
         self._pending: list[Notice] = []
@@ -191,48 +190,16 @@ class Pipeline:
         flagged = self._flagged.close(self.model, self.version, end, counts)
         if flagged:
             self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[:_MOST_NOVEL]
-        results: list[DriftResult] = []
-        for name, test in self.tests.items():
-            results += self._judge(name, test, closings)
+        panes = [closed.pane for closed in closings]
+        results = self._streams.judge(windows, panes)
+        self._movements.take(panes, suspicious=any(is_suspicious(result) for result in results))
         alerts = [self._alert(transition, results, end) for transition in self._rules.step(results)]
+        silent = Window(self.model, self.version, "", end - self.windowing.step, end)
         for alert in alerts:
             if alert.status == "resolved":
-                self._rearm(alert)
+                test, detector, segment = (alert.labels[k] for k in ("test", "detector", "segment"))
+                self._streams.rearm(test, detector, segment, silent)
         return [*windows, *flagged, *results, *alerts]
-
-    def _judge(
-        self, name: str, test: DriftTest[Any], closings: Sequence[Closed]
-    ) -> list[DriftResult]:
-        results = []
-        seen = set()
-        for closed in closings:
-            window = closed.pane if test.disjoint else closed.window
-            for detector in window.detectors:
-                key = (name, detector, window.segment)
-                if key not in self._states:
-                    self._states[key] = test.start(self._references[detector])
-                self._states[key], result = test.step(self._states[key], window, detector)
-                results.append(replace(result, test=name))
-                seen.add(key)
-        others = [
-            latest for key, latest in self._latest.items() if key[0] == name and key not in seen
-        ]
-        for result in results:
-            self._latest[name, result.detector, result.segment] = result
-        return list(test.combine(results, others))
-
-    def _rearm(self, alert: Alert) -> None:
-        """The episode is over: its streams' evidence starts again from nothing."""
-        name, detector, segment = (alert.labels[k] for k in ("test", "detector", "segment"))
-        begin = alert.ended_at - self.windowing.step
-        for key, state in list(self._states.items()):
-            if key[0] == name and detector in (ALL, key[1]) and segment in (ALL, key[2]):
-                test = self.tests[name]
-                state = test.rearm(state, self._references[key[1]])
-                # A silent stream keeps its share of a promise that all share.
-                silent = Window(self.model, self.version, key[2], begin, alert.ended_at)
-                self._latest[key] = replace(test.step(state, silent, key[1])[1], test=name)
-                self._states[key] = state
 
     # --- alerts -------------------------------------------------------------------------------
 
@@ -240,8 +207,13 @@ class Pipeline:
         episode, result = transition.episode, transition.result
         told: dict[str, Any] = {"samples": self.samples, "windows": self.windows_closed}
         if result is not None:
-            promise = self.promises().get(result.test, "")
-            told |= evidence(result, results, self._novel, promise)
+            told |= evidence(
+                result,
+                [(stream, self._streams.moved(stream)) for stream in leading(result, results)],
+                self._movements.told(),
+                self._novel,
+                self.promises().get(result.test, ""),
+            )
         return Alert(
             episode.rule,
             "resolved" if transition.resolved else "firing",
@@ -262,11 +234,7 @@ class Pipeline:
 
     def measurements(self) -> Mapping[tuple[str, str, str], Mapping[str, float]]:
         """(test, detector, segment) → what the test measured about the traffic itself."""
-        return {
-            key: found
-            for key, state in self._states.items()
-            if (found := self.tests[key[0]].measurements(state))
-        }
+        return self._streams.measurements()
 
     @property
     def watermark(self) -> int:
@@ -278,12 +246,8 @@ class Pipeline:
     def freeze(self) -> bytes:
         """Everything that the next fact depends on."""
         arrays, cells = self._windows.freeze()
-        streams = sorted(self._states)
-        for index, key in enumerate(streams):
-            frozen = self.tests[key[0]].freeze(self._states[key])
-            arrays |= {f"drift/{index}/{name}": array for name, array in frozen.items()}
+        drift, streams = self._streams.freeze()
         state = {
-            "tests": {name: repr(test) for name, test in self.tests.items()},
             "windowing": repr((self.windowing, self.context)),
             "watermark": self._windows.watermark,
             "closed_until": self._windows.closed_until,
@@ -291,8 +255,8 @@ class Pipeline:
             "last": self._windows.last,
             "cells": cells,
             "streams": streams,
-            "digests": {name: c.digest for name, c in self.calibrations.items()},
-            "latest": [[*key, asdict(result)] for key, result in self._latest.items()],
+            "movements": self._movements.freeze(),
+            "references": {name: c.fingerprint for name, c in self.calibrations.items()},
             "flagged": self._flagged.freeze(),
             "novel": [asdict(exceedance) for exceedance in self._novel],
             "episodes": self._rules.freeze(),
@@ -300,7 +264,7 @@ class Pipeline:
             "samples": self.samples,
             "windows_closed": self.windows_closed,
         }
-        return pack(arrays, {"schema": _SCHEMA, "state": json.dumps(state)})
+        return pack(arrays | drift, {"schema": _SCHEMA, "state": json.dumps(state)})
 
     def thaw(self, data: bytes) -> None:
         """Back from `freeze`, before the first batch.
@@ -319,31 +283,19 @@ class Pipeline:
         self._told = dict.fromkeys(state["told"])
         self._windows.segments = dict.fromkeys(state["segments"])
         self._windows.last = dict(state["last"])
-        kept = {name for name, test in self.tests.items() if repr(test) == state["tests"].get(name)}
-        known = {n for n, c in self.calibrations.items() if c.digest == state["digests"].get(n)}
+        before = state["references"]
+        known = {n for n, c in self.calibrations.items() if c.fingerprint == before.get(n)}
+        self._adopted(state)
         if state["windowing"] == repr((self.windowing, self.context)):
             cells = state["cells"]
             self._flagged.thaw(state["flagged"])
         else:
             cells = []
-            kept = set()
+            known = set()
             self._lost(state)
         self._windows.thaw(state["watermark"], self._aligned(state["closed_until"]), arrays, cells)
-        self._states, self._latest = {}, {}
-        for index, (name, detector, segment) in enumerate(state["streams"]):
-            if name in kept and detector in known:
-                prefix = f"drift/{index}/"
-                mine: dict[str, npt.NDArray[Any]] = {
-                    key.removeprefix(prefix): array
-                    for key, array in arrays.items()
-                    if key.startswith(prefix)
-                }
-                self._states[name, detector, segment] = self.tests[name].thaw(
-                    self._references[detector], mine
-                )
-        for name, detector, segment, result in state["latest"]:
-            if (name, detector, segment) in self._states:
-                self._latest[name, detector, segment] = DriftResult(**result)
+        self._streams.thaw(arrays, state["streams"], known)
+        self._movements.thaw(state["movements"])
         self._novel = [Exceedance(**row) for row in state["novel"]]
         self._rules.thaw(state["episodes"])
 
@@ -351,6 +303,15 @@ class Pipeline:
         """Up to the next pane that no closed one overlaps, should panes be cut otherwise now."""
         step = self.windowing.step
         return -(-closed_until // step) * step
+
+    def _adopted(self, state: Mapping[str, Any]) -> None:
+        """Tell of references that were accepted anew since (`oodmon accept`)."""
+        before, at = state["references"], int(state["watermark"])
+        for name, calibration in self.calibrations.items():
+            if calibration.origin and calibration.fingerprint != before.get(name):
+                key = f"reference/{name}/{calibration.fingerprint}"
+                text = f"detector {name!r} has a new reference: {calibration.origin}"
+                self._pending.append(Notice(self.model, self.version, "daemon", at, key, text))
 
     def _lost(self, state: Mapping[str, Any]) -> None:
         samples = sum(cell["samples"] for cell in state["cells"] if not cell["closed"])

@@ -341,7 +341,7 @@ def _text(event: Event) -> str:
     lines = [f"<b>{html.escape(str(data.get('rule')))}</b> {html.escape(str(data.get('status')))}"]
     evidence = data.get("evidence")
     shown = evidence if isinstance(evidence, Mapping) else {}
-    for name in ("statistic", "threshold", "effect", "samples", "promise"):
+    for name in ("summary", "statistic", "threshold", "effect", "samples", "promise"):
         value = shown.get(name)
         if value not in (None, ""):
             text = f"{value:.6g}" if isinstance(value, float) else str(value)

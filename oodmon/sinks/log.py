@@ -28,7 +28,9 @@ _SEVERITIES: Final[Mapping[str, int]] = {
     "critical": logging.CRITICAL,
 }
 
-_HIDDEN: Final = frozenset({"fingerprint", "started_at", "ended_at", "streams", "novel"})
+_HIDDEN: Final = frozenset(
+    {"fingerprint", "started_at", "ended_at", "streams", "classes", "segments", "novel"}
+)
 """What a person does not need in the line: the database and the report have it."""
 
 

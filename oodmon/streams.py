@@ -1,0 +1,131 @@
+"""The states of all drift tests' streams, one per test, detector and segment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from oodmon.contracts import DriftTest
+from oodmon.records import ALL, DriftResult, Window
+
+__all__ = ["Streams"]
+
+_Key = tuple[str, str, str]  # test, detector, segment
+
+
+class Streams:
+    """A fold: the windows of one span in, drift results out.
+
+    Args:
+        tests: id → drift test.
+        references: detector → what it starts from.
+    """
+
+    def __init__(
+        self, tests: Mapping[str, DriftTest[Any]], references: Mapping[str, Window]
+    ) -> None:
+        self._tests = tests
+        self._references = references
+        self._states: dict[_Key, Any] = {}
+        self._latest: dict[_Key, DriftResult] = {}
+
+    def judge(self, windows: Sequence[Window], panes: Sequence[Window]) -> list[DriftResult]:
+        """All results of one span; tests that count each sample once are given the panes."""
+        results: list[DriftResult] = []
+        for name, test in self._tests.items():
+            results += self._judge(name, test, panes if test.disjoint else windows)
+        return results
+
+    def _judge(
+        self, name: str, test: DriftTest[Any], windows: Sequence[Window]
+    ) -> Sequence[DriftResult]:
+        results = []
+        seen = set()
+        for window in windows:
+            for detector in window.detectors:
+                key = (name, detector, window.segment)
+                if key not in self._states:
+                    self._states[key] = test.start(self._references[detector])
+                self._states[key], result = test.step(self._states[key], window, detector)
+                results.append(replace(result, test=name))
+                seen.add(key)
+        others = [
+            latest for key, latest in self._latest.items() if key[0] == name and key not in seen
+        ]
+        for result in results:
+            self._latest[name, result.detector, result.segment] = result
+        return test.combine(results, others)
+
+    def rearm(self, test: str, detector: str, segment: str, silent: Window) -> None:
+        """An episode is over: its streams' evidence starts again from nothing.
+
+        Args:
+            test, detector, segment: of the episode; `ALL` stands for all.
+            silent: an empty window of the span.
+        """
+        for key, state in list(self._states.items()):
+            if key[0] == test and detector in (ALL, key[1]) and segment in (ALL, key[2]):
+                mine = self._tests[test]
+                fresh = mine.rearm(state, self._references[key[1]])
+                # A stream that is silent from now on keeps its share of a promise that all share.
+                _, result = mine.step(fresh, replace(silent, segment=key[2]), key[1])
+                self._states[key], self._latest[key] = fresh, replace(result, test=test)
+
+    def moved(self, result: DriftResult) -> Mapping[str, Any]:
+        """What the test says of the stream of one result, beside it."""
+        key = (result.test, result.detector, result.segment)
+        return self._tests[result.test].moved(self._states[key]) if key in self._states else {}
+
+    def measurements(self) -> Mapping[_Key, Mapping[str, float]]:
+        """(test, detector, segment) → what the test measured about the traffic itself."""
+        return {
+            key: found
+            for key, state in self._states.items()
+            if (found := self._tests[key[0]].measurements(state))
+        }
+
+    def freeze(self) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, Any]]:
+        """Arrays, and plain JSON values that say which is whose."""
+        arrays: dict[str, npt.NDArray[np.generic]] = {}
+        streams = sorted(self._states)
+        for index, key in enumerate(streams):
+            frozen = self._tests[key[0]].freeze(self._states[key])
+            arrays |= {f"drift/{index}/{name}": array for name, array in frozen.items()}
+        return arrays, {
+            "tests": {name: repr(test) for name, test in self._tests.items()},
+            "streams": streams,
+            "latest": [[*key, asdict(result)] for key, result in self._latest.items()],
+        }
+
+    def thaw(
+        self,
+        arrays: Mapping[str, npt.NDArray[np.generic]],
+        state: Mapping[str, Any],
+        known: Collection[str],
+    ) -> None:
+        """Back from `freeze`, but for tests whose options changed.
+
+        Args:
+            arrays, state: of `freeze`.
+            known: detectors whose reference is still the same; the streams of others start anew.
+        """
+        mine: dict[str, dict[str, npt.NDArray[Any]]] = {}
+        for name, array in arrays.items():
+            kind, _, rest = name.partition("/")
+            if kind == "drift":
+                number, _, field = rest.partition("/")
+                mine.setdefault(number, {})[field] = array
+        self._states, self._latest = {}, {}
+        for index, (name, detector, segment) in enumerate(state["streams"]):
+            test = self._tests.get(name)
+            if test is not None and repr(test) == state["tests"][name] and detector in known:
+                self._states[name, detector, segment] = test.thaw(
+                    self._references[detector], mine.get(str(index), {})
+                )
+        for name, detector, segment, result in state["latest"]:
+            if (name, detector, segment) in self._states:
+                self._latest[name, detector, segment] = DriftResult(**result)
