@@ -10,11 +10,11 @@ import click
 
 from oodmon.cli.named import is_named, model_of, named
 from oodmon.cli.options import config_argument
+from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
     import torch
 
-    from oodmon.config.schema import Config
     from oodmon.fitting import Fitting, Source
 
 __all__ = ["fit"]
@@ -39,6 +39,14 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
 @click.option("--seed", default=0, show_default=True, help="Of the split and of the detectors.")
 @click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
 @click.option("--device", default="", help="Such as cuda; by default where the model is.")
+@click.option("--in-order", is_flag=True, help="DATA is in the order as served.")
+@click.option(
+    "--window-samples",
+    default=256,
+    show_default=True,
+    type=click.IntRange(8, 100_000),
+    help="In a window, about: what thresholds of drift tests are found with.",
+)
 @click.option("--image-size", callback=_size, help="Resize images of a folder, HEIGHTxWIDTH.")
 @click.option("--image-mode", default="RGB", type=click.Choice(["RGB", "L"]), show_default=True)
 def fit(
@@ -50,6 +58,8 @@ def fit(
     seed: int,
     batch_size: int,
     device: str,
+    in_order: bool,
+    window_samples: int,
     image_size: tuple[int, int] | None,
     image_mode: str,
 ) -> None:
@@ -66,7 +76,9 @@ def fit(
       folder/                  one sub-folder of images per class; needs --model and Pillow
 
     One share of the samples is learnt from, the other, disjoint one is what raw scores are ranked
-    against. Both files of each detector go to the config's `states` folder.
+    against. Both files of each detector go to the config's `states` folder, and so do the
+    thresholds of drift tests with `false_alarms`. Those are for independent samples unless DATA is
+    --in-order: then neighbours stay together, and thresholds allow for how alike they are.
     """
     if not 0.0 < learn_share < 1.0:
         raise click.BadParameter(f"{learn_share} is not in (0, 1)", param_hint="--learn-share")
@@ -95,11 +107,12 @@ def fit(
             learn_share=learn_share,
             seed=seed,
             device=device,
+            in_order=in_order,
             progress=bars,
         )
     folder = _write(fitting, half.states)
     _tell(fitting, folder)
-    _tell_promise(config, checked, fitting)
+    promise(config, fitting, window_samples, in_order=in_order, seed=seed)
 
 
 def _source(
@@ -195,39 +208,6 @@ def _tell(fitting: Fitting, folder: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-def _tell_promise(path: str, checked: Config, fitting: Fitting) -> None:
-    """What the number of calibration samples supports."""
-    from oodmon.config.parse import load
-    from oodmon.errors import ConfigError
-
-    least = min(len(fitted.calibration.scores) for fitted in fitting.detectors.values())
-    click.echo(
-        f"{least} calibration samples: the smallest tail probability is {1 / (least + 1):.2g}"
-    )
-    try:
-        daemon = load(path, "daemon").daemon
-    except ConfigError:
-        return  # the daemon's half is elsewhere, or `oodmon check` tells what is wrong with it
-    if daemon is None:
-        return
-    needed = math.ceil(1 / daemon.flag_level) - 1
-    if least < needed:
-        click.echo(
-            f"flag_level {daemon.flag_level:g} needs {needed} of them; until then only samples "
-            "above the whole calibration are flagged"
-        )
-    from oodmon.pipeline import Pipeline
-
-    calibrations = {name: fitted.calibration for name, fitted in fitting.detectors.items()}
-    tests = {name: test.component for name, test in daemon.drift.items()}
-    pipeline = Pipeline(
-        checked.model.name, checked.model.version, calibrations, daemon.windows, tests, {}
-    )
-    for name, promise in pipeline.promises().items():
-        if promise:
-            click.echo(f"drift test {name}: {promise}")
 
 
 class _Bars:

@@ -157,11 +157,9 @@ def _rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResu
 
     half = build.daemon_half(config)
     name, version = config.model.name, config.model.version
-    references = {
-        detector: calibration.reference(name, version)
-        for detector, calibration in build.calibrations(config).items()
-    }
-    tests = {test: entity.component for test, entity in half.drift.items()}
+    known = build.calibrations(config)
+    references = {d: calibration.reference(name, version) for d, calibration in known.items()}
+    tests = build.drift_tests(config, known)
     rules = Rules(half.rules, {"model": name, "version": version})
     states: dict[tuple[str, str, str], Any] = {}
     latest: dict[tuple[str, str, str], DriftResult] = {}

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from oodmon.calibration import Calibration
 from oodmon.config.fields import names_path
 from oodmon.config.schema import AgentSection, Config, DaemonSection, EventKind
-from oodmon.contracts import Detector, Sink
+from oodmon.contracts import Detector, DriftTest, Sink
 from oodmon.errors import ConfigError, StateError
 from oodmon.pipeline import Pipeline
 from oodmon.store.events import Store
+from oodmon.thresholds import Threshold, tuned
 from oodmon.triggers.guard import Guard
+from oodmon.tuned import Tunable
 
 if TYPE_CHECKING:
     from oodmon.detectors import Scorer
@@ -25,16 +27,20 @@ __all__ = [
     "calibration_path",
     "calibrations",
     "daemon_half",
+    "drift_tests",
     "pipeline",
     "rule_triggers",
     "scorers",
     "sinks",
     "state_path",
     "store",
+    "threshold_path",
     "triggers",
+    "window_seconds",
 ]
 
 _CALIBRATION = ".calibration.safetensors"
+_THRESHOLD = ".threshold.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +132,40 @@ def calibrations(config: Config) -> dict[str, Calibration]:
     return {name: found[name] for name in wanted}
 
 
+def threshold_path(folder: str, test: str) -> Path:
+    """Where `fit` keeps the threshold that it found for a drift test with `false_alarms`."""
+    return Path(folder) / f"{test}{_THRESHOLD}"
+
+
+def window_seconds(config: Config, test: DriftTest[Any]) -> float:
+    """Length of the windows that a drift test is given."""
+    windows = daemon_half(config).windows
+    return (windows.step if test.disjoint else windows.length) / 1e9
+
+
+def drift_tests(config: Config, known: Mapping[str, Calibration]) -> dict[str, DriftTest[Any]]:
+    """Drift test id → test, at the threshold that `fit` found where it has one to find.
+
+    `StateError` names the file whose threshold was found for other options or calibrations.
+    """
+    half = daemon_half(config)
+    tests = {}
+    for name, entity in half.drift.items():
+        test = entity.component
+        if isinstance(test, Tunable) and test.false_alarms:
+            path = threshold_path(half.calibration.path, name)
+            try:
+                found = Threshold.load(path)
+                test = tuned(test, found, known, window_seconds(config, test))
+            except StateError as error:
+                told = str(error) if str(path) in str(error) else f"{path}: {error}"
+                raise StateError(
+                    f"drift test {name!r}: {told}; run `oodmon fit {config.path} DATA`"
+                ) from None
+        tests[name] = test
+    return tests
+
+
 def pipeline(config: Config) -> Pipeline:
     """The pure middle of the daemon, before its first batch."""
     half = daemon_half(config)
@@ -142,7 +182,7 @@ def pipeline(config: Config) -> Pipeline:
         config.model.version,
         known,
         half.windows,
-        {name: test.component for name, test in half.drift.items()},
+        drift_tests(config, known),
         half.rules,
         half.flag_level,
         half.flag_fdr,

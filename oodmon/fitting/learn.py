@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +35,9 @@ __all__ = ["Fitted", "Fitting", "fit"]
 Progress = Callable[[str, float, str], None]
 """Called with a stage (``tap`` or a detector's id), the share of it that is done, and a note."""
 
+_RUN: Final = 256
+"""Neighbours that stay together in data that is in order."""
+
 _LEAST: Final = 2
 """Samples that each share must have."""
 
@@ -47,6 +51,8 @@ class Fitted:
         calibration: the held-out scores.
         invalid: held-out samples that it could not score; they are left out.
         learn_seconds, score_seconds: spent on learning; on scoring the held-out share.
+        scores: float32 (n,) the held-out scores in the order of the data, NaN left out.
+        predicted: int64 (n,) their predicted classes, or empty.
     """
 
     scorer: Scorer
@@ -54,6 +60,8 @@ class Fitted:
     invalid: int
     learn_seconds: float
     score_seconds: float
+    scores: npt.NDArray[np.float32]
+    predicted: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,7 @@ def fit(
     learn_share: float = 0.5,
     seed: int = 0,
     device: str = "",
+    in_order: bool = False,
     progress: Progress | None = None,
 ) -> Fitting:
     """Learn and calibrate every detector.
@@ -104,6 +113,7 @@ def fit(
         learn_share: share of the samples to learn from, (0, 1); the rest calibrates.
         seed: of the split and of every detector's randomness.
         device: where the model and the detectors run; "" leaves the model where it is.
+        in_order: the data is in the order as served, so neighbours are kept together.
         progress: told how far it is.
 
     Raises:
@@ -118,7 +128,7 @@ def fit(
     offered = tap.offers(model) if hasattr(tap, "offers") else ()
     pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
-        shares = Shares(Path(scratch), learn_share, seed)
+        shares = Shares(Path(scratch), learn_share, seed, _RUN if in_order else 1)
         found = _run(model, source, tap, _reads(pinned), place, shares, tell)
         if min(shares.learn.rows, shares.calibrate.rows) < _LEAST:
             raise ContractError(
@@ -168,16 +178,33 @@ def _fit_one(
     except ContractError as error:
         raise ContractError(f"detector {name!r}: {error}") from error
     scores = np.concatenate(columns)
-    valid = scores[~np.isnan(scores)]
+    rows = ~np.isnan(scores)
+    valid, classes = scores[rows], _predicted(shares)
     if len(valid) < _LEAST:
         raise ContractError(
             f"detector {name!r} could score {len(valid)} of {len(scores)} held-out samples"
         )
-    calibration = Calibration.from_scores(name, scorer.digest, valid)
+    calibration = Calibration.from_scores(name, scorer.digest, scores, classes)
     tell(name, 1.0, "done")
     return Fitted(
-        scorer, calibration, len(scores) - len(valid), learnt - begun, time.monotonic() - learnt
+        scorer,
+        calibration,
+        len(scores) - len(valid),
+        learnt - begun,
+        time.monotonic() - learnt,
+        valid,
+        classes[rows] if len(classes) else classes,
     )
+
+
+def _predicted(shares: Shares) -> npt.NDArray[np.int64]:
+    """The predicted classes of the held-out share, empty for a model without class logits."""
+    columns = []
+    for acts in shares.calibrate.batches():
+        if acts.logits is None or acts.logits.ndim != 2 or acts.logits.shape[1] < 2:
+            return np.empty(0, np.int64)
+        columns.append(acts.logits.argmax(1).cpu().numpy())
+    return np.concatenate(columns) if columns else np.empty(0, np.int64)
 
 
 def _run(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -53,16 +54,22 @@ class Kept:
 
 @dataclass(slots=True)
 class Shares:
-    """The two shares of the reference; each sample goes to one of them by a seeded draw."""
+    """The two shares of the reference; each sample goes to one of them by a seeded draw.
+
+    With a `run` above 1, whole runs of so many neighbours go to one of them, evenly spread: what
+    stands beside each other in the data then does so in its share.
+    """
 
     folder: Path
     learn_share: float
     seed: int
+    run: int = 1
     learn: Kept = field(init=False)
     calibrate: Kept = field(init=False)
     _draw: np.random.Generator = field(init=False)
     _right: int = 0
     _labelled: int = 0
+    _seen: int = 0
 
     def __post_init__(self) -> None:
         self._draw = np.random.default_rng([self.seed, 1])
@@ -72,12 +79,22 @@ class Shares:
     def add(self, acts: Activations) -> None:
         """Take one labelled batch."""
         acts = moved(acts, torch.device("cpu"))
-        chosen = torch.from_numpy(self._draw.random(acts.rows) < self.learn_share)
+        chosen = torch.from_numpy(self._chosen(acts.rows))
         self.learn.add(_rows(acts, chosen))
         self.calibrate.add(_rows(acts, ~chosen))
         if acts.labels is not None and acts.logits is not None:
             self._right += int((acts.logits.argmax(1) == acts.labels).sum())
             self._labelled += acts.rows
+
+    def _chosen(self, rows: int) -> npt.NDArray[np.bool_]:
+        """Which of the next rows are to learn from."""
+        if self.run == 1:
+            return self._draw.random(rows) < self.learn_share
+        runs = (self._seen + np.arange(rows)) // self.run
+        self._seen += rows
+        before, after = np.floor(runs * self.learn_share), np.floor((runs + 1) * self.learn_share)
+        chosen: npt.NDArray[np.bool_] = after > before
+        return chosen
 
     @property
     def accuracy(self) -> float:

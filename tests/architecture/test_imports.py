@@ -42,6 +42,7 @@ RINGS: dict[str, int] = {
     "tuned": 3,
     "judged": 3,
     "brokers": 3,
+    "admission": 3,
     "thresholds": 4,
     "pipeline": 4,
     "drift": 4,
@@ -55,6 +56,7 @@ RINGS: dict[str, int] = {
     "recipes": 5,
     "fitting": 5,
     "daemon": 5,
+    "scoring": 5,
     "config": 5,
     "checks": 5,
     "report": 5,
@@ -101,6 +103,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "tuned": set(),
     "judged": {"numpy"},
     "brokers": {"kafka"},
+    "admission": set(),
+    "scoring": {"numpy", "torch"},
     "thresholds": {"numpy"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},
@@ -122,7 +126,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 # The two files that make the system known are read whole, so they stay whole.
 LONGEST = {"records.py": 470, "contracts.py": 480}
 
-TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent"}
+TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent", "scoring"}
 TORCH_FILES = ("checks/detectors", "checks/taps")
 
 

@@ -1,0 +1,94 @@
+"""What ``oodmon fit`` tells of drift tests: their thresholds, promises and outlooks."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from oodmon.config.schema import Config
+    from oodmon.fitting import Fitting
+
+__all__ = ["promise"]
+
+
+def promise(path: str, fitting: Fitting, samples: int, *, in_order: bool, seed: int) -> None:
+    """Find the thresholds that are to be found, and say what the calibration supports.
+
+    Args:
+        path: of the config; its daemon half may be elsewhere, and then there is less to say.
+        fitting: what was just fitted.
+        samples: in a window, about.
+        in_order: the data was in the order as served.
+        seed: of the resampling.
+    """
+    from oodmon.config import build
+    from oodmon.config.parse import load
+    from oodmon.errors import ConfigError
+
+    calibrations = {name: fitted.calibration for name, fitted in fitting.detectors.items()}
+    least = min(len(calibration) for calibration in calibrations.values())
+    click.echo(
+        f"{least} calibration samples: the smallest tail probability is {1 / (least + 1):.2g}"
+    )
+    try:
+        config = load(path, "daemon")
+    except ConfigError:
+        return  # the daemon's half is elsewhere, or `oodmon check` tells what is wrong with it
+    daemon = config.daemon
+    if daemon is None:
+        return
+    needed = math.ceil(1 / daemon.flag_level) - 1
+    if least < needed:
+        click.echo(
+            f"flag_level {daemon.flag_level:g} needs {needed} of them; until then only samples "
+            "above the whole calibration are flagged"
+        )
+    _find(config, fitting, samples, in_order=in_order, seed=seed)
+    for name, test in build.drift_tests(config, calibrations).items():
+        told = test.promise(build.window_seconds(config, test))
+        if told:
+            click.echo(f"drift test {name}: {told}")
+        outlooks: dict[str, list[str]] = {}
+        for detector, calibration in calibrations.items():
+            outlook = test.outlook(calibration.reference(config.model.name, config.model.version))
+            outlooks.setdefault(outlook, []).append(detector)
+        for outlook, detectors in outlooks.items():
+            if outlook:
+                click.echo(f"drift test {name}, {', '.join(detectors)}: {outlook}")
+
+
+def _find(config: Config, fitting: Fitting, samples: int, *, in_order: bool, seed: int) -> None:
+    """Find and store the threshold of every test that has a promise to be tuned to."""
+    from oodmon.config import build
+    from oodmon.thresholds import Held, block_length, tune
+    from oodmon.tuned import Tunable
+
+    half = build.daemon_half(config)
+    held = None
+    for name, entity in half.drift.items():
+        test = entity.component
+        if not (isinstance(test, Tunable) and test.false_alarms):
+            continue
+        if held is None:
+            held = {
+                detector: Held(
+                    fitted.calibration,
+                    fitted.scores,
+                    fitted.predicted,
+                    block_length(fitted.scores) if in_order else 1,
+                )
+                for detector, fitted in fitting.detectors.items()
+            }
+        begun = time.monotonic()
+        found = tune(test, held, samples, build.window_seconds(config, test), seed)
+        found.save(build.threshold_path(half.calibration.path, name))
+        blocks = max(one.block for one in held.values())
+        click.echo(
+            f"drift test {name}: threshold found in {time.monotonic() - begun:.0f} s on windows "
+            f"of {samples} samples, drawn in blocks of {blocks}; run lengths up to "
+            f"{found.longest:,.0f} windows were measured"
+        )
