@@ -28,6 +28,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "check": ("start", "Tell every problem of a config."),
     "fit": ("fit", "Learn states and calibrations from reference data."),
     "run": ("run", "Run the daemon."),
+    "accept": ("accept", "Adopt what is seen now as the new reference."),
     "replay": ("replay", "Show what a config would have alarmed on."),
     "status": ("watch", "Show where everything stands."),
     "tail": ("watch", "Follow alerts and notices."),

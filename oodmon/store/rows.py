@@ -7,6 +7,7 @@ texts in keys are cut to what an index takes, and NaN becomes NULL.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -21,6 +22,7 @@ from sqlalchemy import Table
 from oodmon.errors import StoreError
 from oodmon.records import (
     BIN_EDGES,
+    SAMPLE_SIZE,
     Alert,
     DriftResult,
     Event,
@@ -36,6 +38,8 @@ __all__ = ["Row", "clean", "compact", "decode", "fact_rows", "key", "outbox_row"
 
 Row = dict[str, Any]
 
+_RAW_SCORES: Final = 32
+"""Raw scores kept per window and detector, from which a new reference can be made."""
 _KEY_BYTES: Final = 256
 """Longest text in a key: PostgreSQL's B-tree takes 2,704 bytes a row, and a key has up to 6."""
 
@@ -174,7 +178,17 @@ def _histogram(histogram: Histogram) -> Row:
         "share_p01": _share(counts, scored, 0.01),
         "mean_p": float(counts @ _MIDDLES) / scored if scored else None,
         "counts": compact(counts.tolist()),
+        "raw": compact(_raw(histogram)),
     }
+
+
+def _raw(histogram: Histogram) -> Mapping[str, Any]:
+    """Some raw scores, drawn evenly by their keys, and which share of all scores they stand for."""
+    few = len(histogram.keys) > _RAW_SCORES or len(histogram.keys) == SAMPLE_SIZE
+    taken = histogram.sample[:_RAW_SCORES]
+    share = (int(histogram.keys[min(_RAW_SCORES, len(histogram.keys) - 1)]) / 2**64) if few else 1.0
+    scores = base64.b64encode(taken.astype("<f4").tobytes()).decode()
+    return {"share": share, "scores": scores}
 
 
 def _share(counts: npt.NDArray[np.int64], scored: int, level: float) -> float | None:
@@ -275,7 +289,7 @@ def decode(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     found = []
     for row in rows:
         plain = {name: value for name, value in row.items() if name != "pipeline"}
-        for name in ("counts", "labels", "evidence", "resolution"):
+        for name in ("counts", "raw", "labels", "evidence", "resolution"):
             if name in plain:
                 plain[name] = json.loads(plain[name])
         if "predicted" in plain:

@@ -97,6 +97,7 @@ windows: Final = Table(
     _number("mean_p"),
     _text("counts"),
     _text("predicted"),
+    _text("raw"),
     Index(None, "pipeline", "window_start_ns"),
 )
 
