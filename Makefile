@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow bench bench-drift bench-detectors docs clean
+.PHONY: help setup system demo check format test test-slow faults soak bench bench-drift bench-detectors docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ test: $(STAMP)  ## all tests that are not marked slow
 
 test-slow: $(STAMP)  ## the acceptance experiments
 	$(BIN)/python -m pytest -q -m slow tests
+
+faults: $(STAMP)  ## every fault of production by real processes, some 200 runs (FAULTS="--runs 26")
+	$(BIN)/python -m tests.faults $(FAULTS)
+
+soak: $(STAMP)  ## the highest rate for ten minutes; nothing may grow (SOAK="--seconds 60")
+	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 bench: $(STAMP)  ## overhead, pipeline and detector throughput, as ratios within one run
 	$(BIN)/python -m pip install --quiet --no-deps "pytorch-ood==0.4.0"

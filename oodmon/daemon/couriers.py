@@ -93,9 +93,15 @@ class Couriers:
             for name, delivery in list(self._threads.items())
         }
 
-    def stop(self, grace_seconds: float, hurry: Callable[[], bool]) -> None:
-        """Let each deliver what it can within the grace period, or until `hurry` says otherwise."""
-        self._end(list(self._threads.values()), grace_seconds, grace_seconds, hurry)
+    def stop(
+        self, grace_seconds: float, hurry: Callable[[], bool], patience_seconds: float = 0.0
+    ) -> None:
+        """Let each deliver what it can within the grace period, or until `hurry` says otherwise.
+
+        The call that runs is waited for at least so long as `patience_seconds`.
+        """
+        threads, self._threads = list(self._threads.values()), {}
+        self._end(threads, grace_seconds, max(grace_seconds, patience_seconds), hurry)
 
     def _end(
         self,

@@ -95,6 +95,9 @@ METRICS: Final[dict[str, Metric]] = {
         _counter("oodmon_feed_damaged_total", "Damaged places in the feed that were passed over"),
         _gauge("oodmon_feed_problems", "Parts of the feed that cannot be read at present"),
         _counter("oodmon_feed_failures_total", "Times that the feed could not be read"),
+        _counter(
+            "oodmon_intake_requests_total", "Requests to the HTTP intake by answer", "kind", "code"
+        ),
         # Scores and drift
         Metric(
             "oodmon_ood_score",

@@ -41,6 +41,8 @@ __all__ = ["Service"]
 _log = logging.getLogger(__name__)
 
 _SECOND: Final = 1_000_000_000
+_STEP_DOWN_SECONDS: Final = 2.0
+"""How long a replaced daemon waits for calls of sinks before it leaves them behind."""
 _FORCED: Final = 130
 """Exit status after a second interrupt, as a shell gives it."""
 
@@ -200,7 +202,7 @@ class Service:
     def _step_down(self, error: Superseded) -> None:
         """Another daemon works now: forget what was not committed and stand by."""
         self._tenure.lose(error)
-        self._couriers.stop(0.0, lambda: True)
+        self._couriers.stop(0.0, lambda: self._asked.forced, _STEP_DOWN_SECONDS)
         self._let_go()
         self._take_over()
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from tests.faults.backlog import catch_up
 from tests.faults.catalogue import FAULTS
-from tests.faults.session import Session, Table
+from tests.faults.session import Session
+from tests.faults.verdicts import Table
 from tests.servers.kafka import Broker, broker_binary
 from tests.servers.postgres import PostgresServer, postgres_binaries
 from tests.servers.processes import free_port

@@ -226,6 +226,53 @@ def test_served_watched_alarmed_and_told(project: Path) -> None:
     assert "digits" in (project / "seen.html").read_text()
 
 
+def test_dead_letters_are_listed_read_and_replayed(project: Path) -> None:
+    from oodmon.store.events import Store
+    from tests.unit import store_facts as made
+
+    config = str(project / "oodmon.yaml")
+    store = Store(f"sqlite:///{project / 'oodmon.db'}")
+    store.open()
+    store.append(
+        [],
+        state=b"",
+        positions={},
+        outbox=[(f"sinks.{name}", made.event(f"e{at}")) for name in "ab" for at in range(3)],
+    )
+    for name in ("sinks.a", "sinks.b"):
+        seqs = [row.seq for row in store.pending(name, 2**62, 2)]
+        store.defer(name, seqs, 1, "refused")
+        store.bury(name, seqs, "rejected: too large")
+    listed = call("events", "dead", config, "--json")
+    found = [json.loads(line) for line in listed.stdout.splitlines()]
+    assert [(one["receiver"], one["id"]) for one in found] == [
+        *(("sinks.a", "e0"), ("sinks.a", "e1"), ("sinks.b", "e0"), ("sinks.b", "e1")),
+    ]
+    assert {one["reason"] for one in found} == {"rejected: too large"}
+    assert {one["attempts"] for one in found} == {2}
+    assert all(0 < one["first_failed_ns"] <= one["last_failed_ns"] for one in found)
+    seq = str(found[3]["seq"])
+    people = call("events", "dead", config, "-r", "sinks.b").stdout.splitlines()
+    assert len(people) == 2
+    assert "2 attempts" in people[0]
+    assert "too large" in people[0]
+    shown = json.loads(call("events", "show", config, seq).stdout)
+    assert shown == found[3]
+    assert shown["data"] == made.event("e1").data
+    assert call("events", "show", config, "999").exit_code == 1
+    assert call("events", "replay", config).exit_code == 2
+    assert call("events", "replay", config, seq, "--all").exit_code == 2
+    one = call("events", "replay", config, seq, "999", "--json")
+    assert one.exit_code == 1, "a number that is none is told"
+    assert json.loads(one.stdout.splitlines()[0]) == {"sinks.b": 1}
+    (revived,) = [row for row in store.pending("sinks.b", 2**62, 9) if row.seq == int(seq)]
+    assert (revived.attempts, revived.error, revived.first_failed_ns) == (0, "", 0)
+    assert "2 pending again for sinks.a" in call("events", "replay", config, "--all").stdout
+    assert store.depths()["sinks.b"].dead == 0
+    assert "nothing to replay" in call("events", "replay", config, "--all").stdout
+    store.close()
+
+
 def _firing(project: Path) -> list[dict[str, object]]:
     shown = call("status", str(project / "oodmon.yaml"), "--json")
     found: list[dict[str, object]] = json.loads(shown.stdout)["firing"] if shown.stdout else []

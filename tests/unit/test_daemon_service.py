@@ -25,7 +25,9 @@ from oodmon.feeds.spool import Spool
 from oodmon.pipeline import Pipeline
 from oodmon.records import Event, ScoreBatch
 from oodmon.rules import Rule
+from oodmon.store.database import Database
 from oodmon.store.events import Store
+from oodmon.store.tables import leases
 from oodmon.triggers.guard import Guard
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, calibration, stream
@@ -280,6 +282,70 @@ def test_ending_while_the_store_fails_loses_nothing(tmp_path: Path) -> None:
     again = make(tmp_path)
     with running(again):
         eventually(lambda: taken(again) == 50)
+
+
+def test_a_second_daemon_stands_by_and_takes_over(tmp_path: Path) -> None:
+    first, second = make(tmp_path), make(tmp_path)
+    with running(first):
+        eventually(lambda: first.readiness().ready)
+        put(tmp_path / "spool", list(stream(20)))
+        eventually(lambda: taken(first) == 20)
+        with running(second):
+            eventually(lambda: "holds pipeline" in second.readiness().parts.get("lease", ""))
+            assert not second.readiness().ready
+            assert second.metrics.value("oodmon_lease_held") == 0
+            first.stop()
+            eventually(lambda: second.readiness().ready)
+            assert second.metrics.value("oodmon_lease_held") == 1
+            put(tmp_path / "spool", list(stream(25))[20:], source="again")
+            eventually(lambda: taken(second) == 5)
+    assert rows(tmp_path)["agents"][0]["samples"] == 25 * 64
+
+
+def test_a_daemon_that_was_replaced_steps_down_and_comes_back(tmp_path: Path) -> None:
+    box = Box()
+    service = make(tmp_path, {"sinks.box": box}, clock=lambda: EPOCH)
+    other = reopened(tmp_path)
+    with running(service):
+        put(tmp_path / "spool", list(stream(60)))
+        eventually(lambda: [one["sequence"] for one in other.agents()] == [59])
+        database = Database(f"sqlite:///{tmp_path}/oodmon.db")
+        database.open()
+        with database.write() as connection:  # as if it had hung for a lease, and another came
+            connection.execute(leases.update().values(holder="other", beats=0))
+        put(tmp_path / "spool", list(stream(90, shift_at=70))[60:], source="later")
+        eventually(lambda: not service.readiness().ready)
+        assert other.agents()[0]["sequence"] == 59, "what it took meanwhile is not committed"
+        eventually(lambda: "standing by" in service.readiness().parts["lease"])
+        Spool(str(tmp_path / "spool")).reader().close()  # it let go of the feed
+        with database.write() as connection:
+            connection.execute(leases.delete())
+        database.close()
+        eventually(lambda: service.readiness().ready)
+        eventually(lambda: box.types == ["oodmon.alert.firing.v1"])
+    assert other.agents()[0]["samples"] == 90 * 64, "each counted once"
+    other.close()
+
+
+def test_what_waiting_will_not_mend_is_told_loudly_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Store):
+        tries = 0
+
+        def append(self, *args: Any, **kwargs: Any) -> None:
+            self.tries += 1
+            if self.tries < 4:
+                raise StoreError("no such column: p_value")
+            super().append(*args, **kwargs)
+
+    put(tmp_path / "spool", list(stream(10)))
+    service = make(tmp_path, store=Broken(f"sqlite:///{tmp_path}/oodmon.db"))
+    with running(service):
+        eventually(lambda: taken(service) == 10 and service.readiness().ready)
+    loud = [record for record in caplog.records if record.levelname == "CRITICAL"]
+    assert len(loud) == 1
+    assert "no such column" in loud[0].getMessage()
 
 
 class Shaky(Reader):

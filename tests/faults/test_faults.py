@@ -1,0 +1,98 @@
+"""Each fault once, seeded: nothing is lost, nothing differs, everything arrives, nothing leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.faults.catalogue import FAULTS, Fault
+from tests.faults.session import Session
+from tests.faults.site import Outcome
+from tests.faults.soak import Look, judge
+from tests.faults.verdicts import compared
+from tests.servers.kafka import Broker
+
+# What the server does, on PostgreSQL, the others on SQLite; `make faults` has them all on both.
+_ON_POSTGRES = ("database: server stopped",)
+_QUICK = (
+    "daemon: kill -9",
+    "two daemons on one database",
+    "agent: kill -9 in mid-write",
+    "spool: bit-flipped frame",
+    "database: full disk",
+    "database: server stopped",
+    "broker: acknowledgement lost",
+    "clock jumps both ways",
+)
+"""In `make test`; the others are slow tests."""
+
+
+@pytest.fixture(scope="module")
+def session(_broker: Broker, request: pytest.FixtureRequest) -> Iterator[Session]:
+    with Session(_broker, request.getfixturevalue("postgres_server")) as found:
+        yield found
+
+
+def _cases() -> list[Any]:
+    return [
+        pytest.param(
+            fault, id=fault.name, marks=() if fault.name in _QUICK else (pytest.mark.slow,)
+        )
+        for fault in FAULTS
+    ]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("fault", _cases())
+def test_a_fault_changes_nothing(session: Session, fault: Fault) -> None:
+    database = "postgresql" if fault.name in _ON_POSTGRES else "sqlite"
+    verdict = session.judge(fault, database, seed=1)
+    assert verdict.clean, verdict
+
+
+def test_the_checker_sees_every_kind_of_harm() -> None:
+    calm = Outcome(
+        facts={"windows": ["a", "b"]}, sent=["1", "2"], threads=4, files=9, memory=50 << 20
+    )
+
+    def judged(**changed: Any) -> Any:
+        fields = {name: getattr(calm, name) for name in ("facts", "sent", "threads", "files")}
+        return compared(calm, Outcome(**{**fields, "memory": 50 << 20, **changed}))
+
+    assert judged().clean
+    assert judged(facts={"windows": ["a"]}).lost == 1
+    assert judged(facts={"windows": ["a", "b", "c"]}).differing == 1
+    assert judged(facts={"windows": ["a", "b", "b"]}).differing == 1
+    assert judged(sent=["1"]).missing == 1
+    assert judged(sent=["1", "2", "3"]).duplicates == 1
+    assert judged(contents={"1": {b"x", b"y"}}).duplicates == 1
+    copies = judged(sent=["1", "2", "2"])
+    assert (copies.copies, copies.clean) == (1, True)
+    for leak in ({"threads": 9}, {"files": 99}, {"memory": 99 << 20}):
+        assert judged(**leak).leaks
+
+
+def test_the_soak_sees_what_grows() -> None:
+    def looks(**step: float) -> list[Look]:
+        base = {"memory": 1e8, "work": 1.0, "files": 9.0, "threads": 5.0, "samples": 1e6}
+        base |= {"backlog": 1e6, "pending": 0.0, "store": 1e6}
+        work = {"work": 1.0, "samples": 1e5}
+        return [
+            Look(
+                float(at),
+                **{name: base[name] + at * {**work, **step}.get(name, 0.0) for name in base},
+            )
+            for at in range(90)
+        ]
+
+    assert judge(looks()) == []
+    assert "memory" in judge(looks(memory=1e5))[0]
+    assert "backlog" in judge(looks(backlog=1e6))[0]
+    assert "pending" in judge(looks(pending=5.0))[0]
+    assert "threads" in judge(looks(threads=0.3))[0]
+    dearer = [
+        Look(float(at), 10**8, 0.01 * at * at, 9, 5, 1e5 * at, 0.0, 0.0, 0.0) for at in range(90)
+    ]
+    assert "CPU" in judge(dearer)[0]
