@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -11,6 +13,7 @@ from oodmon.cli.options import config_argument
 
 if TYPE_CHECKING:
     from oodmon.config.schema import Config
+    from oodmon.daemon.metrics import Metrics
     from oodmon.daemon.parts import Parts
 
 __all__ = ["parts_of", "run"]
@@ -58,7 +61,30 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )
-    context.exit(service.run())
+    with _inlet(checked, service.metrics):
+        context.exit(service.run())
+
+
+@contextmanager
+def _inlet(config: Config, metrics: Metrics) -> Iterator[None]:
+    """The HTTP intake, where the config has one; what it accepts waits in the spool."""
+    from oodmon.config import build
+    from oodmon.feeds.spool import Spool
+
+    half = build.daemon_half(config)
+    feed = half.feed.component
+    if half.intake is None or not isinstance(feed, Spool):
+        yield
+        return
+    from oodmon.daemon.inlet import Inlet
+
+    inlet = Inlet(half.intake, feed, config.model.name, config.model.version, metrics=metrics)
+    inlet.start()
+    logging.getLogger("oodmon").info("intake: listening on %s:%d", half.intake.host, inlet.port)
+    try:
+        yield
+    finally:
+        inlet.stop()
 
 
 def parts_of(config: Config) -> Parts:

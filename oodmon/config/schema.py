@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
+from oodmon.admission import Admission
 from oodmon.errors import ContractError
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
@@ -236,6 +237,7 @@ class DaemonSection:
         sinks: id → where events go.
         triggers: id → what an alert may set going.
         http: health and metrics.
+        intake: where servers without an agent may post scores and outputs; none listens nowhere.
     """
 
     feed: Component
@@ -249,6 +251,7 @@ class DaemonSection:
     sinks: Mapping[str, SinkSection]
     triggers: Mapping[str, TriggerSection]
     http: HttpSection
+    intake: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)

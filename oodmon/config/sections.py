@@ -10,6 +10,7 @@ from typing import Final, Literal, TypeVar
 
 import yaml
 
+from oodmon.admission import Admission
 from oodmon.config.convert import MISSING, Converter
 from oodmon.config.fields import options_of
 from oodmon.config.references import check_rules, detector_ids, hints
@@ -147,6 +148,10 @@ class Sections:
         sinks = part("sinks", lambda n, p: self._map(n, p, self._sink))
         triggers = part("triggers", lambda n, p: self._map(n, p, self._trigger))
         http = part("http", self._plain(HttpSection))
+        intake = part("intake", self._plain(Admission))
+        if intake is not None and feed is not None and feed.type != "spool":
+            what = "needs a feed of type spool, where what is accepted is kept"
+            self._problem(entries["intake"][0], f"{path}.intake", what)
         if "rules" in entries:
             check_rules(entries, f"{path}.rules", detectors, self.convert.problems)
         if feed is None or calibration is None:
@@ -163,6 +168,7 @@ class Sections:
             sinks=sinks or {},
             triggers=triggers or {},
             http=http or HttpSection(),
+            intake=intake,
         )
 
     def _level(self, node: yaml.Node, path: str) -> float | None:
