@@ -1,0 +1,217 @@
+"""Likelihood of small images, pixel after pixel, in bits per dimension."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from oodmon.contracts import Paper, Reads, Reference, Stability, State
+from oodmon.detectors.networks import Shapes
+from oodmon.detectors.outliers import gather_outliers, is_outlier
+from oodmon.detectors.training import Plan, Trained, train, whiten
+from oodmon.records import Activations
+from oodmon.registry import detectors
+
+__all__ = ["PixelCNN", "levels_of", "masked", "predict"]
+
+_FIRST: Final = 7
+_LATER: Final = 3
+"""Sides of the first kernel and of those in the blocks."""
+
+_OUTSIDE: Final = 2
+"""Levels of their own for what is darker or brighter than anything in the reference."""
+
+_MARGIN: Final = 1.0
+"""Nats a dimension by which an outlier is to be less likely (Hendrycks et al., section 4.4)."""
+
+_SLOWER: Final = 0.25
+"""The epochs and the rate of Adam while outliers are shown, as a share of those before."""
+
+_CLIP: Final = 1.0
+_FAR: Final = 1e6
+_BATCH: Final = 64
+
+
+@detectors.register("pixelcnn")
+@dataclass(frozen=True)
+class PixelCNN(Trained):
+    """Bits per dimension of an image under an autoregressive model of grey levels.
+
+    Reads      inputs (B, C, H, W) or (B, H, W); labels while learning where `outliers` is set
+    Learns     mean (the darkest value), scale (a level's width) of each channel; first.*, block*.*,
+               last*.*: weights, with zeros where a pixel would see what is not before it
+    Score      -log2 p(x) / (C·H·W), p(x) the product over the pixels in raster order, >= 0
+    Reference  van den Oord et al., NeurIPS 2016; outliers as in Hendrycks et al., ICLR 2019
+
+    Options: `levels` that the range of each channel is cut into (what lies outside the reference's
+    range counts as a level that never came); `blocks` of the network, `width` channels wide;
+    `side`: larger images are averaged down to it; `outliers`: reference rows with the label -1 are
+    known outliers, which after training are made less likely by a margin of 1 nat a dimension in
+    a quarter as many epochs again; `epochs`, `rows` and `learning_rate` as in `rnd`. A pixel's channels are
+    independent given the pixels before.
+
+    Without outliers the score is inverted on what is smoother or darker than the reference: such
+    images are likelier than its own. Use it with outliers, or beside `svd_rnd`.
+    """
+
+    width: int = 48
+    epochs: int = 8
+    learning_rate: float = 2e-3
+    side: int = 14
+    levels: int = 8
+    blocks: int = 4
+    outliers: bool = False
+
+    each_element: ClassVar[bool] = False
+    cut: ClassVar[float] = _FAR
+    paper: ClassVar[Paper | None] = Paper(
+        "Conditional Image Generation with PixelCNN Decoders",
+        "van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu",
+        "NeurIPS",
+        2016,
+        "https://arxiv.org/abs/1606.05328",
+    )
+    stability: ClassVar[Stability] = "experimental"
+
+    @classmethod
+    def examples(cls) -> Sequence[dict[str, Any]]:
+        """Option sets that the conformity checks run."""
+        small = {"epochs": 2, "width": 8, "blocks": 1, "side": 6}
+        return (small, {**small, "outliers": True})
+
+    def reads(self) -> Reads:
+        """The inputs, and labels where they mark outliers."""
+        return Reads(inputs=True, labels=self.outliers)
+
+    def _weights(self, row: tuple[int, ...]) -> Shapes:
+        width, inner, depth = self.width, max(1, self.width // 2), row[0]
+        sizes = {"first": (width, depth, _FIRST)}
+        for i in range(self.blocks):
+            sizes[f"block{i}.narrow"] = (inner, width, 1)
+            sizes[f"block{i}.look"] = (inner, inner, _LATER)
+            sizes[f"block{i}.widen"] = (width, inner, 1)
+        sizes["last0"] = (width, width, 1)
+        sizes["last1"] = (depth * (self.levels + _OUTSIDE), width, 1)
+        shapes: Shapes = {}
+        for name, (after, before, side) in sizes.items():
+            shapes[f"{name}.weight"] = (after, before, side, side)
+            shapes[f"{name}.bias"] = (after,)
+        return shapes
+
+    def _learnt_from(self, acts: Activations) -> Tensor:
+        values = self._values(acts)
+        return values[~is_outlier(acts, self.name)] if self.outliers else values
+
+    def _scaling(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        row = values.shape[1:]
+        least = values.amin(dim=(0, 2, 3))[:, None, None]
+        span = values.amax(dim=(0, 2, 3))[:, None, None] - least
+        width = torch.where(span > 0.0, span, 1.0) / self.levels
+        return least.expand(row).contiguous(), width.expand(row).contiguous()
+
+    def _fit(
+        self,
+        values: Tensor,
+        state: dict[str, Tensor],
+        draw: torch.Generator,
+        reference: Reference,
+    ) -> State:
+        levels = levels_of(whiten(values, state, self.cut), self.levels).to(torch.uint8)
+        del values
+        found = None
+        if self.outliers:
+            found = gather_outliers(reference, self._values, self.rows, self.name)
+        weights = {key: state[key] for key in state if key not in ("mean", "scale")}
+
+        def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+            return self._nats(levels[rows].long(), masked(weights))
+
+        plan = Plan(
+            self.epochs,
+            self.learning_rate,
+            batch=_BATCH,
+            clip=_CLIP,
+            end=1.0 if found is None else 0.5,
+        )
+        learnt = train(weights, len(levels), loss, plan, draw, reference, self.name)
+        if found is not None:
+            strange = levels_of(whiten(found, state, self.cut), self.levels)
+
+            def margin(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
+                seen = masked(weights)
+                inside = self._nats(levels[rows].long(), seen)
+                chosen = torch.randint(len(strange), (len(rows),), generator=draw)
+                outside = self._nats(strange[chosen.to(rows.device)], seen)
+                return inside + functional.relu(_MARGIN + inside - outside)
+
+            slower = Plan(
+                math.ceil(_SLOWER * self.epochs),
+                _SLOWER * self.learning_rate,
+                batch=_BATCH,
+                clip=_CLIP,
+                start=0.5,
+            )
+            learnt = train(learnt, len(levels), margin, slower, draw, reference, self.name)
+        return {**state, **masked(learnt)}
+
+    def _measure(self, white: Tensor, state: State) -> Tensor:
+        bits = self._nats(levels_of(white, self.levels), state) / math.log(2.0)
+        return bits.masked_fill(white.isnan().flatten(1).any(dim=1), math.nan)
+
+    def _nats(self, levels: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """-log p a dimension, (B,), of levels (B, C, H, W)."""
+        logits = predict(levels, weights, self.levels)
+        return functional.cross_entropy(logits, levels, reduction="none").flatten(1).mean(dim=1)
+
+
+def levels_of(white: Tensor, levels: int) -> Tensor:
+    """Grey levels, int64: 1 to `levels` within [0, levels], 0 below, levels + 1 above.
+
+    Half a level beyond the reference's range still counts as its end. NaN becomes a level too.
+    """
+    inside = white.nan_to_num(nan=0.0).floor().clamp(0.0, levels - 1.0) + 1.0
+    inside = torch.where(white < -0.5, 0.0, inside)
+    return torch.where(white > levels + 0.5, levels + 1.0, inside).long()
+
+
+def masked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with zeros where a kernel would look at what does not come before.
+
+    The first kernel does not see its own pixel either, those of the blocks do.
+    """
+    found = dict(weights)
+    for name, weight in weights.items():
+        side = weight.shape[-1]
+        if weight.ndim == 4 and side > 1:
+            place = torch.arange(side * side, device=weight.device).reshape(side, side)
+            centre = side * side // 2
+            before = place < centre if name == "first.weight" else place <= centre
+            found[name] = weight * before
+    return found
+
+
+def predict(levels: Tensor, weights: Mapping[str, Tensor], count: int) -> Tensor:
+    """Logits (B, count + 2, C, H, W) of each pixel's level from the levels before it."""
+    depth = levels.shape[1]
+    shade = 2.0 * levels.to(weights["first.weight"].dtype) / (count + 1) - 1.0
+    found = _convolve(shade, weights, "first")
+    i = 0
+    while f"block{i}.look.weight" in weights:
+        inner = functional.relu(_convolve(functional.relu(found), weights, f"block{i}.narrow"))
+        inner = functional.relu(_convolve(inner, weights, f"block{i}.look"))
+        found = found + _convolve(inner, weights, f"block{i}.widen")
+        i += 1
+    found = functional.relu(_convolve(functional.relu(found), weights, "last0"))
+    logits = _convolve(found, weights, "last1")
+    return logits.reshape(len(levels), count + _OUTSIDE, depth, *levels.shape[2:])
+
+
+def _convolve(values: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    weight = weights[f"{name}.weight"]
+    return functional.conv2d(values, weight, weights[f"{name}.bias"], padding=weight.shape[-1] // 2)
