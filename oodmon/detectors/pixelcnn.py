@@ -53,8 +53,8 @@ class PixelCNN(Trained):
     range counts as a level that never came); `blocks` of the network, `width` channels wide;
     `side`: larger images are averaged down to it; `outliers`: reference rows with the label -1 are
     known outliers, which after training are made less likely by a margin of 1 nat a dimension in
-    a quarter as many epochs again; `epochs`, `rows` and `learning_rate` as in `rnd`. A pixel's channels are
-    independent given the pixels before.
+    a quarter as many epochs again; `epochs`, `rows` and `learning_rate` as in `rnd`. The channels
+    of a pixel are independent given the pixels before.
 
     Without outliers the score is inverted on what is smoother or darker than the reference: such
     images are likelier than its own. Use it with outliers, or beside `svd_rnd`.
