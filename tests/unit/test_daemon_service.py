@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -390,6 +391,27 @@ def test_a_failing_feed_is_shown_and_recovered_from(tmp_path: Path) -> None:
         eventually(lambda: service.readiness().ready)
         put(tmp_path / "spool", list(stream(5, source="other")), source="other")
         eventually(lambda: taken(service) == 15)
+
+
+def test_damage_and_unreadable_parts_of_the_feed_are_told(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    put(spool, list(stream(10)))
+    (segment,) = spool.glob("*/*.seg")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 4
+    segment.write_bytes(data)
+    head = b"OODSPOOL" + (9).to_bytes(4, "little")
+    (spool / "newer-00000000").mkdir()
+    newer = spool / "newer-00000000" / "0000000000.seg"
+    newer.write_bytes(head + zlib.crc32(head).to_bytes(4, "little"))
+    service = make(tmp_path)
+    with running(service):
+        eventually(lambda: taken(service) == 9)
+        eventually(lambda: service.metrics.value("oodmon_feed_damaged_total") == 1)
+        eventually(lambda: "newer release" in service.readiness().parts["partitions"])
+        assert service.metrics.value("oodmon_feed_problems") == 1
+        assert not service.readiness().ready
+        eventually(lambda: service.metrics.value("oodmon_feed_max_bytes") == 1 << 30)
 
 
 def test_a_failing_sink_waits_in_the_outbox_and_does_not_disturb(tmp_path: Path) -> None:
