@@ -29,7 +29,7 @@ from oodmon.agent.passes import Passes
 from oodmon.agent.request import Ask, Request, request
 from oodmon.agent.sampling import Sampler
 from oodmon.agent.scoring import Limits, ScorerLike, Scoring
-from oodmon.agent.shadow import SUFFIX, Shadow
+from oodmon.agent.shadow import FIRST, SUFFIX, Shadow
 from oodmon.agent.stats import Stats, count
 from oodmon.contracts import Attached, Feed, Reads, Tap, Writer
 from oodmon.errors import ContractError
@@ -78,8 +78,9 @@ class Agent:
         self._pid = self._born_in = os.getpid()
         self._first_writer: list[Writer] = []
         both = self._beside and self._shadowed
-        self._sampler = Sampler(budget if self._beside else shadow_budget, seed)
-        self._shadow_sampler = Sampler(shadow_budget, seed) if both else None
+        shadow = Sampler(shadow_budget, seed, FIRST)
+        self._sampler = Sampler(budget, seed) if self._beside else shadow
+        self._shadow_sampler = shadow if both else None
         self._new_twin = twin
         self._first_twin: list[Twin] = []
         self._gate = Gate(

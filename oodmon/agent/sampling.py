@@ -40,14 +40,15 @@ class Sampler:
     Args:
         budget: share of serving time, (0, 1]; 1 reads every pass.
         seed: moves the phase of the choice; the same seed chooses the same passes.
+        first: the fraction before anything is measured.
     """
 
-    def __init__(self, budget: float, seed: int = 0) -> None:
+    def __init__(self, budget: float, seed: int = 0, first: float = _FIRST) -> None:
         self._budget = budget
         self._phase = (seed * _GOLDEN) % 1.0
         # Its next() is atomic, so serving threads need no lock.
         self._count = itertools.count()
-        self.fraction = 1.0 if budget >= 1.0 else _FIRST
+        self.fraction = 1.0 if budget >= 1.0 else first
         self._passes = self._serving = self._cost = 0.0
         self._warm = False
 

@@ -60,7 +60,8 @@ class Limits:
         linger_seconds: how long the first of several small passes waits for others.
         failures: failures of a scorer in a row after which it is left alone.
         retry_seconds: for how long, doubled as long as it goes on failing.
-        nice: how far the scoring thread steps back, 0 (not at all) to 19.
+        nice: how far the scoring thread steps back, 0 (not at all) to 19; the shadow worker by
+            19, unless this is 0.
         shadow_passes: passes that wait for the shadow worker at most.
         shadow_rows: rows that it works on at once; bounds its memory.
         shadow_age_seconds: passes older than this are shed by it: their window closes.

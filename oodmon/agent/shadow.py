@@ -24,12 +24,15 @@ from oodmon.contracts import Writer
 from oodmon.records import Activations
 from oodmon.taps.twin import Twin
 
-__all__ = ["SUFFIX", "Shadow"]
+__all__ = ["FIRST", "SUFFIX", "Shadow"]
 
 log = logging.getLogger(__name__)
 
 SUFFIX: Final = "/shadow"
 """Of the source of the shadow worker's batches."""
+
+FIRST: Final = 0.01
+"""Fraction of the passes before it is known what one costs: several times what the tap's does."""
 
 _NICE: Final = 19
 _LONGEST_REST_SECONDS: Final = 5.0
@@ -60,7 +63,8 @@ class Shadow(Scoring):
         *,
         repeats: bool,
     ) -> None:
-        modest = dataclasses.replace(limits, batch_rows=limits.shadow_rows, nice=_NICE)
+        nice = _NICE if limits.nice else 0
+        modest = dataclasses.replace(limits, batch_rows=limits.shadow_rows, nice=nice)
         super().__init__(
             queue, scorers, open_writer, stamp, sampler, modest, clock, repeats=repeats
         )

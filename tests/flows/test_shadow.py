@@ -167,9 +167,9 @@ def test_from_file_to_facts(site: tuple[Path, nn.Module]) -> None:
             for number, part in enumerate(served):
                 assert torch.equal(model(part), expected[number]), "an output changed"
                 due = ROWS * number - 40
-                wait_for(functools.partial(far_enough, agent, due))
+                wait_for(functools.partial(far_enough, agent, due), 120)
     finally:
-        assert agent.detach()
+        assert agent.detach(60)
     assert same(anatomy(model), before), "the model is not as it was"
     assert torch.equal(dice, torch.get_rng_state())
 
