@@ -237,6 +237,17 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
+        def send_error(
+            self, code: int, message: str | None = None, explain: str | None = None
+        ) -> None:
+            # The library's own page repeats what the client sent, a token perhaps.
+            del message, explain
+            self.close_connection = True
+            self.command = self.command or ""
+            self.request_version = self.protocol_version
+            taker.count("other", code)
+            self._answer(HTTPStatus(code), {"error": "no request that is understood"}, 0.0)
+
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             _log.debug("%s %s", self.address_string(), format % args)
 
