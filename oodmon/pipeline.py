@@ -36,12 +36,21 @@ from oodmon.streams import Streams
 from oodmon.windows import Closed, Windowing, Windows
 from oodmon.wire import pack, unpack
 
-__all__ = ["Pipeline"]
+__all__ = ["Pipeline", "promises"]
 
 _SCHEMA: Final = "oodmon.pipeline/1"
 _MOST_NOVEL: Final = 40
 _MAX_NOTICES: Final = 1024
 _SECOND: Final = 1_000_000_000
+
+
+def promises(windowing: Windowing, tests: Mapping[str, DriftTest[Any]]) -> Mapping[str, str]:
+    """Drift test → how often it may be wrong, in words."""
+    return {name: test.promise(_span_seconds(windowing, test)) for name, test in tests.items()}
+
+
+def _span_seconds(windowing: Windowing, test: DriftTest[Any]) -> float:
+    return (windowing.step if test.disjoint else windowing.length) / _SECOND
 
 
 class Pipeline:
@@ -226,9 +235,12 @@ class Pipeline:
 
     def promises(self) -> Mapping[str, str]:
         """Drift test → how often it may be wrong, in words."""
-        span = self.windowing
+        return promises(self.windowing, self.tests)
+
+    def run_lengths(self) -> Mapping[str, float]:
+        """Drift test → expected windows between false alarms, at least; 0 without a promise."""
         return {
-            name: test.promise((span.step if test.disjoint else span.length) / _SECOND)
+            name: test.run_length(_span_seconds(self.windowing, test))
             for name, test in self.tests.items()
         }
 

@@ -30,9 +30,11 @@ def report(config: str, output: str, thumbnails: str | None) -> None:
     """Write scores, windows, drift evidence, alarms and the most novel samples as one HTML file."""
     from oodmon.config.build import daemon_half
     from oodmon.config.parse import load
+    from oodmon.pipeline import promises
 
     checked = load(config, "daemon")
-    section = daemon_half(checked).store
+    half = daemon_half(checked)
+    section = half.store
     with opened_store(config):
         pass  # says in plain words where there is no database yet
     try:
@@ -48,5 +50,6 @@ def report(config: str, output: str, thumbnails: str | None) -> None:
         version=checked.model.version,
         thumbnails=thumbnails,
         pipeline=section.pipeline,
+        promises=promises(half.windows, {n: test.component for n, test in half.drift.items()}),
     )
     click.echo(f"wrote {written}")

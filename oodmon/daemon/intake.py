@@ -57,6 +57,9 @@ class Fold(Protocol):
     def thaw(self, data: bytes) -> None:
         """The memory back; `StateError` if it belongs to another configuration."""
 
+    def run_lengths(self) -> Mapping[str, float]:
+        """Drift test → expected windows between false alarms, at least; 0 without a promise."""
+
     def promises(self) -> Mapping[str, str]:
         """Drift test → its false-alarm promise in words."""
 

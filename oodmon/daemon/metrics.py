@@ -139,6 +139,11 @@ METRICS: Final[dict[str, Metric]] = {
         _gauge(
             "oodmon_promise_info", "Always 1; the false-alarm promise in words", "test", "promise"
         ),
+        _gauge(
+            "oodmon_promised_run_length_windows",
+            "Expected windows between false alarms, at least",
+            "test",
+        ),
         _gauge("oodmon_autocorrelation_ratio", "Lag-one autocorrelation of the scores", *_TEST),
         _gauge("oodmon_block_length_samples", "Samples that count as one for the test", *_TEST),
         _gauge("oodmon_reference_samples", "Scores that the calibration rests on", "detector"),

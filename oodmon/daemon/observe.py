@@ -79,6 +79,10 @@ class Observer:
         for test, promise in pipeline.promises().items():
             if promise:
                 put("oodmon_promise_info", 1, test=test, promise=promise)
+        self._metrics.clear("oodmon_promised_run_length_windows")
+        for test, windows in pipeline.run_lengths().items():
+            if windows:
+                put("oodmon_promised_run_length_windows", windows, test=test)
         for detector, calibration in pipeline.calibrations.items():
             put("oodmon_reference_samples", len(calibration), detector=detector)
             # Up to the bin that holds the level, or the least p that so few scores can give.

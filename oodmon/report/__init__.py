@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ def build(
     version: str | None = None,
     thumbnails: str | Path | None = None,
     pipeline: str = "default",
+    promises: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the report of one model version and return where it is.
 
@@ -40,6 +42,7 @@ def build(
         model, version: what to report on; by default what was seen last.
         thumbnails: pictures of samples, a folder or an ``.npz`` file (`report.thumbnails`).
         pipeline: the daemon's name in a shared database.
+        promises: drift test → how often it may be wrong, in words; else only alerts tell it.
 
     Errors:
         `StoreError` where the database cannot be read, or holds no window of that model.
@@ -47,7 +50,7 @@ def build(
     store = Store(store_url, pipeline)
     store.open()
     try:
-        seen = gather(store, model, version)
+        seen = gather(store, model, version, promises or {})
     finally:
         store.close()
     if seen is None:

@@ -108,7 +108,9 @@ class Seen:
     flagged: int
 
 
-def gather(store: Store, model: str | None, version: str | None) -> Seen | None:
+def gather(
+    store: Store, model: str | None, version: str | None, promises: Mapping[str, str]
+) -> Seen | None:
     """Read one model version: the one named, or the one seen last. None where nothing was seen."""
     newest = store.windows(model=model, version=version, newest_first=True, limit=1)
     if not newest:
@@ -143,7 +145,7 @@ def gather(store: Store, model: str | None, version: str | None) -> Seen | None:
         classes=_classes(windows, changed_at),
         segments=_segments(once, results, changed_at),
         lines=_lines(results),
-        tests=_tests(results, alerts),
+        tests=_tests(results, alerts, promises),
         alerts=alerts[::-1],
         headline=headline,
         agents=[a for a in store.agents() if (a["model"], a["version"]) == (model, version)],
@@ -315,8 +317,9 @@ def _line(key: tuple[str, str], rows: Sequence[Row]) -> Line:
     return Line(words, at, statistic, threshold)
 
 
-def _tests(results: Sequence[Row], alerts: Sequence[Row]) -> list[Row]:
-    promises = {alert["test"]: alert["evidence"].get("promise", "") for alert in alerts}
+def _tests(results: Sequence[Row], alerts: Sequence[Row], promises: Mapping[str, str]) -> list[Row]:
+    told = {alert["test"]: alert["evidence"].get("promise", "") for alert in alerts}
+    told |= promises
     rows: list[Row] = []
     for test in sorted({row["test"] for row in results}):
         mine = [row for row in results if row["test"] == test]
@@ -329,7 +332,7 @@ def _tests(results: Sequence[Row], alerts: Sequence[Row]) -> list[Row]:
                 ),
                 "decisions": len(shared or mine),
                 "drifted": sum(row["drifted"] for row in shared or mine),
-                "promise": promises.get(test, ""),
+                "promise": told.get(test, ""),
             }
         )
     return rows
