@@ -147,7 +147,9 @@ def whiten(values: Tensor, state: Mapping[str, Tensor], cut: float = _CLIP) -> T
     return ((values - state["mean"]) / state["scale"]).clamp_(-cut, cut)
 
 
-def check_options(detector: Detector, may_be_zero: Sequence[str] = ()) -> None:
+def check_options(
+    detector: Detector, may_be_zero: Sequence[str] = (), unchecked: Sequence[str] = ()
+) -> None:
     """`ContractError` for a choice that there is not, or a number that is not positive."""
     name = detector.name
     hints = typing.get_type_hints(type(detector))
@@ -156,7 +158,7 @@ def check_options(detector: Detector, may_be_zero: Sequence[str] = ()) -> None:
         if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
             allowed = ", ".join(repr(choice) for choice in typing.get_args(hint))
             raise ContractError(f"detectors.{name}.{field.name}: {value!r} is none of {allowed}")
-        if hint in (int, float):
+        if hint in (int, float) and field.name not in unchecked:
             if field.name in may_be_zero:
                 if not 0 <= value < math.inf:
                     raise ContractError(f"detectors.{name}.{field.name}: {value} is negative")

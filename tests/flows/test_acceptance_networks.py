@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -17,6 +21,8 @@ from oodmon.detectors.blurs import gaussian_blur, svd_blur
 from oodmon.detectors.csi import CSI
 from oodmon.detectors.deep_svdd import DeepSAD, DeepSVDD
 from oodmon.detectors.flow import Flow
+from oodmon.detectors.language_model import LanguageModel
+from oodmon.detectors.pixelcnn import PixelCNN
 from oodmon.detectors.reconstruction import VQVAE, Autoencoder, MemoryAutoencoder
 from oodmon.detectors.rnd import RND
 from oodmon.detectors.svd_rnd import SVDRND
@@ -183,3 +189,67 @@ def test_contrasting_shifted_instances_sees_other_data() -> None:
     assert seen(scorer, inside, images("mnist_test", 500)) >= 0.85
     assert seen(scorer, inside, images("kmnist_test", 500)) >= 0.80
     assert seen(scorer, inside, images("notmnist_test", 500)) >= 0.80
+
+
+def test_pixel_likelihoods_are_inverted_until_outliers_are_shown() -> None:
+    reference, inside = images("fashion_mnist_train", 10_000), images("fashion_mnist_test", 1_000)
+    alone = learnt(PixelCNN(epochs=4), reference)
+    # 0.11 and 0.40 were measured
+    assert seen(alone, inside, inside * 0.3) <= 0.40
+    assert seen(alone, inside, gaussian_blur(inside, 1.0)) <= 0.50
+    outliers = images("notmnist_test", 5_000, start=2_500)
+    told = learnt(PixelCNN(epochs=4, outliers=True), reference, outliers=outliers)
+    mnist, kmnist = images("mnist_test", 1_000), images("kmnist_test", 1_000)
+    # 0.591 → 0.859, and 0.890 → 0.957
+    assert seen(told, inside, mnist) >= max(0.80, seen(alone, inside, mnist) + 0.12)
+    assert seen(told, inside, kmnist) >= 0.93
+    bits = [float(scorer.score(Activations(inputs=inside)).mean()) for scorer in (alone, told)]
+    assert bits[0] < 1.05  # 0.984
+    assert bits[1] <= bits[0] + 0.1
+
+
+def characters(text: str, rows: int) -> Tensor:
+    """Segments of 64 characters, letters and spaces only, as their codes."""
+    plain = re.sub("[^a-z]+", " ", text.lower()).encode()
+    whole = plain[: len(plain) // 64 * 64]
+    return torch.frombuffer(bytearray(whole), dtype=torch.uint8).reshape(-1, 64)[:rows]
+
+
+def unpacked(name: str) -> str:
+    with gzip.open(data_path(name), "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def texts() -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Segments of news for learning and for judging, and of what is no news."""
+    news: dict[str, str] = {"train": "", "test": ""}
+    for line in unpacked("text_reuters52.jsonl.gz").splitlines():
+        row = json.loads(line)
+        news[row["split"]] += row["text"] + " "
+    inside = characters(news["test"], 500)
+    draw = torch.Generator().manual_seed(0)
+    order = torch.rand(inside.shape, generator=draw).argsort(dim=1)
+    licence = (Path(__file__).resolve().parents[2] / "LICENSE").read_text(encoding="utf-8")
+    return (
+        characters(news["train"], 8_000),
+        inside,
+        {
+            "captions": characters(unpacked("text_multi30k_captions.txt.gz"), 500),
+            "licence": characters(licence, 500),
+            "random": torch.randint(97, 123, (500, 64), generator=draw),
+            "shuffled": inside.gather(1, order),
+        },
+    )
+
+
+def test_a_language_model_sees_other_text() -> None:
+    reference, inside, outside = texts()
+    scorer = learnt(LanguageModel(epochs=4), reference)
+    assert float(scorer.score(Activations(inputs=inside)).mean()) < 2.4
+    for name, least in (
+        ("captions", 0.95),
+        ("licence", 0.85),
+        ("random", 0.99),
+        ("shuffled", 0.98),
+    ):
+        assert seen(scorer, inside, outside[name]) >= least, name
