@@ -25,6 +25,9 @@ from oodmon.registry import detectors
 
 __all__ = ["ASH", "SCALE", "VRA", "ReAct"]
 
+_SMALLEST: Final = 1e-20
+"""`vra` divides by its lower threshold, which is 0 where most activations are."""
+
 _STEEPEST: Final = 60.0
 """A factor is at most exp of this, so that the logits stay in range."""
 
@@ -135,7 +138,7 @@ class VRA(_Shaping):
                penultimate features, else the last layer
     Options    lower and upper: quantiles of all reference activations
     Learns     weight (C, D) and bias (C,) of the head, lower () and upper ()
-    Score      -log sum exp of the logits of f, with f = 0 below lower, at most upper; unbounded
+    Score      -log sum exp of the logits of f, with f = 0 up to lower, at most upper; unbounded
     Reference  Xu, Lian, Liu and Tao, NeurIPS 2023, equation 7
 
     pytorch-ood raises what is below to the lower quantile and takes quantiles per position instead;
@@ -167,7 +170,8 @@ class VRA(_Shaping):
         head = head_of(self, reference)
         width = head["weight"].shape[1]
         lower, upper = _quantiles(self, reference, self.layer, width, (self.lower, self.upper))
-        return {**head, "lower": lower, "upper": upper}
+        lower = lower.clamp(min=_SMALLEST)
+        return {**head, "lower": lower, "upper": torch.maximum(lower, upper)}
 
     def check(self, state: State) -> None:
         """The head's shapes and two scalars."""
@@ -176,10 +180,12 @@ class VRA(_Shaping):
     def score(self, acts: Activations, state: State) -> Tensor:
         """Suppress, clip, mean over places, head, energy."""
         lower, upper = state["lower"], state["upper"]
+        per_lower, most = 1.0 / lower, upper / lower
 
         def shaped(part: Tensor) -> Tensor:
-            # not `part < lower`: a NaN has to stay
-            return pooled(torch.where(part < lower, 0.0, part.clamp(max=upper)))
+            # in units of `lower` its comparison is with a constant, which is one fast kernel
+            part = torch.threshold_(part * per_lower, 1.0, 0.0)
+            return pooled(torch.minimum(part, most, out=part)).mul_(lower)
 
         return energy(rowwise(self._rows(acts, state), shaped), state)
 
@@ -199,16 +205,20 @@ class _Pruning(_Shaping):
 
         Only what is above zero is ever kept: a ReLU's zeros are no activations.
         """
-        flat = rows.flatten(1)
-        count = max(1, flat.shape[1] - round(flat.shape[1] * self.pruned))
+        flat, count = rows.flatten(1), self._count(rows)
         cut = largest(flat, count)
         return flat, count, Cut(cut.low.clamp_(min=0.0), cut.high.clamp_(min=0.0), cut.weight)
 
-    @staticmethod
-    def _factor(before: Tensor, after: Tensor, count: int, width: int) -> Tensor:
+    def _count(self, rows: Tensor) -> int:
+        """Activations of a sample that are kept, at least one."""
+        width = rows.shape[1:].numel()
+        return max(1, width - round(width * self.pruned))
+
+    def _factor(self, before: Tensor, after: Tensor, rows: Tensor) -> Tensor:
         """exp(sum before / sum after), (B, 1), which is at most exp(N / k) after a ReLU."""
+        most = min(rows.shape[1:].numel() / self._count(rows), _STEEPEST)
         ratio = torch.where(after > 0.0, before / after, 0.0)
-        return ratio.clamp_(min=0.0, max=min(width / count, _STEEPEST)).exp_()
+        return ratio.clamp_(min=0.0, max=most).exp_()
 
 
 @detectors.register("scale")
@@ -241,12 +251,13 @@ class SCALE(_Pruning):
     def score(self, acts: Activations, state: State) -> Tensor:
         """The k largest sum to k t + sum max(x - t, 0) for t the k-th largest."""
         rows = self._rows(acts, state)
+
         flat, count, cut = self._kept(rows)
         above = (flat - cut.high).clamp_(min=0.0).sum(dim=1, keepdim=True)
-        after = above + count * cut.high
+        after = above.add_(cut.high, alpha=count)
         features = pooled(rows)
         before = features.sum(dim=1, keepdim=True) * rows.shape[2]
-        return energy(features, state, self._factor(before, after, count, flat.shape[1]))
+        return energy(features, state, self._factor(before, after, rows))
 
 
 @detectors.register("ash")
@@ -293,12 +304,13 @@ class ASH(_Pruning):
         """Prune, mean over places, head, energy; a factor is applied after the mean."""
         rows = self._rows(acts, state)
         flat, count, cut = self._kept(rows)
-        if self.kind == "b":
-            total = flat.sum(dim=1, keepdim=True)
-            return energy(pooled(cut.share(flat).view_as(rows)), state, total / count)
-        kept = pooled(cut.share(flat).mul_(flat).view_as(rows))
+        binary = self.kind == "b"
+        share = cut.share(flat)
+        kept = pooled((share if binary else share.mul_(flat)).view_as(rows))
         if self.kind == "p":
             return energy(kept, state)
-        before = flat.sum(dim=1, keepdim=True)
+        before = pooled(rows).sum(dim=1, keepdim=True).mul_(rows.shape[2])
+        if binary:
+            return energy(kept, state, before / count)
         after = kept.sum(dim=1, keepdim=True) * rows.shape[2]
-        return energy(kept, state, self._factor(before, after, count, flat.shape[1]))
+        return energy(kept, state, self._factor(before, after, rows))
