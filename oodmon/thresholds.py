@@ -37,14 +37,13 @@ EACH: Final = 6_000
 """Windows for each nominal run length of the other tests."""
 STRETCH: Final = 250
 """Windows between two draws of the reference: its own chance is part of the run length."""
-WHOLE: Final = 4
-"""Windows in a row that are drawn together from data in order, where there is enough of it."""
 FIRST: Final = 25.0
 STEPS: Final = 50
 """Nominal run lengths that are tried at most: FIRST · 2^k."""
 LEAST_ALARMS: Final = 12
 """Below so many a measured run length is not used."""
-_CORRELATION_TIMES: Final = 20.0
+_BLOCKS: Final = 40.0
+"""A block of b breaks about a share 2 φ / (b (1 - φ²)) of the correlation: a twentieth here."""
 _FLATTEST: Final = 0.5
 """Least slope of ln(run length) over ln(nominal one) that is believed beyond the simulation."""
 
@@ -118,8 +117,9 @@ class Threshold:
 def block_length(scores: npt.NDArray[np.float32]) -> int:
     """Neighbours to draw together, from the lag-one correlation of the scores' ranks in order.
 
-    Twenty correlation times (1 + φ) / (1 - φ); at most a tenth of the scores, 1 where φ is within
-    three standard errors of zero.
+    40 φ / (1 - φ²): long enough to keep nearly all of the correlation, so short that a window is
+    made of several, or it could only be one that was seen. At most a tenth of the scores, 1 where φ
+    is within three standard errors of zero.
     """
     n = len(scores)
     ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable").astype(np.float64)
@@ -129,7 +129,7 @@ def block_length(scores: npt.NDArray[np.float32]) -> int:
     if phi < 3.0 / math.sqrt(n):
         return 1
     phi = min(phi, 0.99)
-    return max(min(math.ceil(_CORRELATION_TIMES * (1.0 + phi) / (1.0 - phi)), n // 10), 1)
+    return max(min(math.ceil(_BLOCKS * phi / (1.0 - phi**2)), n // 10), 1)
 
 
 def _drawn(n: int, block: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -150,12 +150,7 @@ def resampled(
     name = held.calibration.detector
     drawn = Calibration.from_scores(name, held.calibration.digest, held.scores[own], predicted)
     span = round(window_seconds * _SECOND)
-    block = held.block
-    if block > 1:
-        # Whole windows, some in a row: a block that ended within one would break what it is for.
-        whole = max(-(-block // samples), WHOLE) * samples
-        block = whole if whole <= n // 2 else max(min(samples, n // 2), block)
-    places = _drawn(n, block, windows * samples, rng)
+    places = _drawn(n, held.block, windows * samples, rng)
     bins = len(BIN_EDGES) - 1
     found = drawn.bins(held.scores[places]).reshape(windows, samples)
     offsets = found + bins * np.arange(windows)[:, None]

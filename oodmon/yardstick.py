@@ -16,8 +16,8 @@ __all__ = ["Yardstick"]
 
 F8 = npt.NDArray[np.float64]
 
-_CELLS: Final = 160
-_BARS: Final = np.concatenate([np.linspace(0.25, 6.0, 24), np.linspace(6.5, 16.0, 20)])
+_CELLS: Final = 96
+_BARS: Final = np.concatenate([np.linspace(0.25, 5.0, 12), np.linspace(6.0, 15.0, 10)])
 """Thresholds h; the run length is about exp(h) or more."""
 _LONGEST: Final = 1e13
 """Run lengths beyond which the linear equations are no longer solved to any digit."""
@@ -33,7 +33,7 @@ class Yardstick:
         delays: list[float] = []
         for bar in _BARS.tolist():
             length = _mean_time(before, bar)
-            if not (lengths[-1] if lengths else 0.0) < length < _LONGEST:
+            if lengths and not lengths[-1] < length < _LONGEST:
                 break
             lengths.append(length)
             delays.append(_mean_time(after, bar))
@@ -48,7 +48,7 @@ class Yardstick:
         wanted = float(np.log(max(run_length, 1.0)))
         if wanted <= self._lengths[-1] or len(self._lengths) < 2:
             return float(np.interp(wanted, self._lengths, self._delays))
-        back = min(6, len(self._lengths) - 1)
+        back = min(3, len(self._lengths) - 1)
         slope = (self._delays[-1] - self._delays[-1 - back]) / (
             self._lengths[-1] - self._lengths[-1 - back]
         )
@@ -72,4 +72,7 @@ def _mean_time(increments: F8, bar: float) -> float:
     below = lags[places[None, :] - places[:, None] + _CELLS - 1]
     below[0] = share_below(width * (places + 1.0))
     moves = np.diff(below, axis=1, prepend=0.0)
-    return float(np.linalg.solve(np.eye(_CELLS) - moves, np.ones(_CELLS))[0])
+    try:
+        return float(np.linalg.solve(np.eye(_CELLS) - moves, np.ones(_CELLS))[0])
+    except np.linalg.LinAlgError:
+        return float("inf")  # never left, to within the digits of the numbers
