@@ -25,9 +25,9 @@ __all__ = [
     "place_of",
 ]
 
-MAX_BYTES: Final = 1 << 20
+MAX_BYTES: Final = 1 << 18
 MAX_DEPTH: Final = 24
-MAX_NODES: Final = 20_000
+MAX_NODES: Final = 5_000
 MAX_ALIASES: Final = 64
 
 
@@ -48,13 +48,12 @@ class Problems:
     """
 
     file: str
-    _found: list[tuple[Place, str, str]] = field(default_factory=list)
+    _found: dict[tuple[Place, str, str], None] = field(default_factory=dict)  # in order, each once
 
     def add(self, place: Place | yaml.Node, path: str, what: str) -> None:
         """Note one problem; `path` is the dotted place in the config, "" for the whole file."""
         where = place if isinstance(place, Place) else place_of(place)
-        if (where, path, what) not in self._found:
-            self._found.append((where, path, what))
+        self._found[where, path, what] = None
 
     def scratch(self) -> Problems:
         """An empty collection for the same file: to try something without telling."""
