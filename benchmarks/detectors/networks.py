@@ -18,12 +18,21 @@ CLASSES = 10
 SETTINGS: tuple[tuple[str, str, dict[str, Any], str], ...] = (
     ("duq", "512 units", {"epochs": 1}, "features"),
     ("rnd", "512 units", {"epochs": 1}, "features"),
+    ("deep_svdd", "512 units", {"epochs": 1, "pretraining": 0}, "features"),
+    ("autoencoder", "512 units", {"epochs": 1}, "features"),
+    ("memory_autoencoder", "512 units", {"epochs": 1}, "features"),
+    ("flow", "512 units", {"epochs": 1}, "features"),
     ("rnd", "3x32x32 images", {"epochs": 1, "on": "inputs"}, "inputs"),
+    ("svd_rnd", "3x32x32 images", {"epochs": 1}, "inputs"),
+    ("vq_vae", "3x32x32 images", {"epochs": 1}, "inputs"),
+    ("geom", "3x32x32 images", {"epochs": 1}, "inputs"),
+    ("csi", "3x32x32 images", {"epochs": 1, "rows": 128, "bank": 128}, "inputs"),
+    ("pixelcnn", "3x14x14 images", {"epochs": 1}, "inputs"),
 )
 
 
 def cases(peer: ModuleType | None) -> Iterator[Case]:
-    """duq and rnd at one, 32 and 256 samples."""
+    """Each at one, 32 and 256 samples."""
     del peer
     draw = torch.Generator().manual_seed(0)
     features = torch.randn((1024, 512), generator=draw).relu_()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from oodmon.contracts import Detector, Reads, Reference, State
-from oodmon.detectors.features import choose, features
+from oodmon.detectors.features import choose, features, reads_of
 from oodmon.detectors.networks import Shapes, initial
 from oodmon.detectors.reference import gather
 from oodmon.errors import ContractError, StateError
@@ -309,7 +309,8 @@ class TrainedAnywhere(Trained):
     """The same on features (the default), or on inputs: images or vectors.
 
     Options beside those of `Trained`: `on` "features" or "inputs"; `layer` of the features, ""
-    for the one that `pin` chooses. Feature maps are averaged over their places.
+    for the penultimate features, else the last layer; "logits" and "softmax" are features too.
+    Feature maps are averaged over their places.
     """
 
     on: Literal["features", "inputs"] = "features"
@@ -330,7 +331,7 @@ class TrainedAnywhere(Trained):
         """One layer, or the inputs."""
         if self.on == "inputs":
             return Reads(inputs=True)
-        return Reads(layers=(self.layer,) if self.layer else ())
+        return reads_of(self.layer)
 
     def learn(self, reference: Reference) -> State:
         """Sample the reference, whiten it, draw the first weights, train."""
