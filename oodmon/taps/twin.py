@@ -75,6 +75,7 @@ class Twin:
         self._turn = threading.RLock()
         self._copy: nn.Module | None = None
         self._pairs: list[_Pair] = []
+        self._dtype: torch.dtype | None = None
         self.builds = 0
 
     def run(
@@ -132,7 +133,8 @@ class Twin:
         weights: Mapping[str, Tensor] | None = None,
         within: AbstractContextManager[Any] | None = None,
     ) -> Activations:
-        model = self._fresh()
+        model = self._copy
+        assert model is not None  # noqa: S101 - `_own` has seen to it
         taken: dict[str, Tensor] = {}
         wanted = dict.fromkeys((*layers, *((self._logits,) if self._logits else ())))
         with _reading(model, {name: self._place(model, name) for name in wanted}, taken):
@@ -158,15 +160,13 @@ class Twin:
         )
 
     def _own(self, inputs: Tensor) -> Tensor:
-        """Inputs that the model may write to, in its own precision."""
-        own = inputs.detach().clone()
-        if not own.is_floating_point():
-            return own
-        kinds = (p.dtype for p in self._fresh().parameters() if p.is_floating_point())
-        return own.to(next(kinds, own.dtype))
+        """Inputs that the model may write to, in its own precision; the copy is up to date then."""
+        self._fresh()
+        dtype = self._dtype if inputs.is_floating_point() else None
+        return inputs.detach().to(dtype or inputs.dtype, copy=True)
 
-    def _fresh(self) -> nn.Module:
-        """The copy, with the buffers as they are in the served model."""
+    def _fresh(self) -> None:
+        """See that the copy is of the model as it is now, buffers and all."""
         model = self._model()
         if model is None:
             raise ContractError("the model is gone")
@@ -174,11 +174,11 @@ class Twin:
         known = self._copy is not None and len(tensors) == len(self._pairs)
         if not (known and all(p.fits(t) for p, t in zip(self._pairs, tensors, strict=True))):
             self._copy, self._pairs = _copied(model)
+            kinds = (p.dtype for p in self._copy.parameters() if p.is_floating_point())
+            self._dtype = next(kinds, None)
             self.builds += 1
         for pair in self._pairs:
             pair.refresh()
-        assert self._copy is not None  # noqa: S101 - made just now
-        return self._copy
 
     def _forget(self) -> None:
         self._copy, self._pairs = None, []
