@@ -111,12 +111,15 @@ def best_temperature(logits: Tensor, labels: Tensor) -> float:
     """
     low, high = 1.0 / _WARMEST, 1.0 / _COLDEST
     b = 1.0
-    for _ in range(_STEPS):
+    for step in range(_STEPS):
         slope, curvature = _slope(logits, labels, b)
-        low, high = (b, high) if slope < 0.0 else (low, b)
-        step = slope / curvature if curvature > 0.0 else math.inf
-        after = b - step
-        if not low < after < high:
+        if slope == 0.0 and curvature > 0.0:
+            break
+        # a flat end is one where every answer is right: the likelihood still rises
+        low, high = (b, high) if slope <= 0.0 else (low, b)
+        after = b - slope / curvature if curvature > 0.0 else math.inf
+        # on the exponential flank of sure data Newton's steps are short
+        if not low < after < high or step % 4 == 3:
             after = math.sqrt(low * high)
         if abs(after - b) <= _CLOSE * b or high - low <= _CLOSE * low:
             b = after
