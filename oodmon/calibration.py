@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -26,6 +27,7 @@ from safetensors.numpy import save_file
 
 from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
+from oodmon.trust import check_unshared
 
 __all__ = ["NORMAL_SCORES", "Calibration"]
 
@@ -172,9 +174,12 @@ class Calibration:
         return Window(model, version, segment, 0, 0, n, detectors=detectors, predicted=classes)
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file, whole or not at all."""
+        """Write a safetensors file, whole or not at all, readable by its owner only."""
         target = Path(path)
         partial = target.with_name(f".{target.name}.partial")
+        # safetensors keeps the mode of a file that is there.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(partial, flags, 0o600))
         save_file(
             {"scores": np.array(self.scores), "predicted": np.array(self.predicted)},
             partial,
@@ -191,6 +196,7 @@ class Calibration:
     @staticmethod
     def load(path: Path | str) -> Calibration:
         """Read what `save` wrote; `StateError` names the file and what is wrong with it."""
+        check_unshared(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 meta = file.metadata() or {}

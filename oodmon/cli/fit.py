@@ -167,7 +167,7 @@ def _write(fitting: Fitting, states: str) -> Path:
     from oodmon.config.build import calibration_path, state_path
 
     folder = Path(states)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for name, fitted in fitting.detectors.items():
         fitted.scorer.save(state_path(states, name))
         fitted.calibration.save(calibration_path(states, name))

@@ -24,6 +24,7 @@ from oodmon.detectors.reference import layer_names
 from oodmon.errors import ContractError, OodmonError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors
+from oodmon.trust import check_unshared
 
 __all__ = ["SCHEMA", "Scorer"]
 
@@ -164,6 +165,7 @@ class Scorer:
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Scorer:
         """Read what `save` wrote; `StateError` says what is wrong with the file."""
         source = Path(path)
+        check_unshared(source)
         header = _header(source)
         schema = header.get("schema", "")
         if schema != SCHEMA:

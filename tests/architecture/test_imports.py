@@ -18,6 +18,7 @@ PACKAGE = ROOT / "oodmon"
 RINGS: dict[str, int] = {
     "errors": 0,
     "secret": 0,
+    "trust": 1,
     "records": 1,
     "contracts": 2,
     "registry": 2,
@@ -80,6 +81,7 @@ SAME_RING = {
 THIRD_PARTY: dict[str, set[str]] = {
     "errors": set(),
     "secret": set(),
+    "trust": set(),
     "records": {"numpy"},
     "contracts": {"numpy"},
     "registry": {"numpy"},

@@ -28,6 +28,7 @@ from oodmon.feeds.lanes import Lane, Spoilt
 from oodmon.feeds.partition import Partition
 from oodmon.feeds.segments import SEGMENT_HEADER, Damage, frame_of
 from oodmon.records import ScoreBatch
+from oodmon.registry import kinds
 from oodmon.secret import Secret
 from oodmon.wire import decode_batch, encode_batch, unpack
 from tests.properties.test_config import VALID
@@ -130,6 +131,9 @@ def _configs() -> list[bytes]:
 
 @contextmanager
 def _config() -> Iterator[Callable[[bytes], None]]:
+    for kind in ("feeds", "drift", "sinks", "triggers"):
+        kinds[kind].names()  # an unknown name imports the whole folder, once
+
     def run(data: bytes) -> None:
         loads(data, "daemon", environment={"KAFKA": "k:1", "SECRET": "s"})
 
