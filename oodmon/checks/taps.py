@@ -311,6 +311,21 @@ def check_threads_do_not_mix(tap: Tap) -> None:
         assert torch.allclose(acts.layer("hidden"), own, atol=1e-6), "layers of another pass"
 
 
+def check_a_twin_answers_as_the_model(tap: Tap) -> None:
+    """Further passes, where the tap offers them, give what it reads and leave no trace."""
+    offered = getattr(tap, "twin", None)
+    if offered is None:
+        return
+    model = _model()
+    before = _anatomy(model)
+    hidden = model.get_submodule("hidden")(_inputs()).detach()
+    expected = model(_inputs()).detach()
+    found = offered(model).run(_inputs(), ("hidden",))
+    assert torch.allclose(found.require_logits(), expected, atol=1e-6), "the logits are others"
+    assert torch.allclose(found.layer("hidden"), hidden, atol=1e-6), "the layer is another"
+    assert _anatomy(model) == before, "a further pass changed the model"
+
+
 def _give_way() -> None:
     """Let another thread run in the middle of the pass."""
     threading.Event().wait(0.0005)
@@ -325,4 +340,5 @@ CHECKS: Final = (
     check_passes_that_are_not_admitted_are_not_read,
     check_missing_layers_are_named_when_attached,
     check_threads_do_not_mix,
+    check_a_twin_answers_as_the_model,
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -14,6 +15,8 @@ from oodmon.contracts import Attached, Intake, Reads, Tap
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.taps.hooks import Hooks
+from oodmon.taps.layout import locate
+from oodmon.taps.twin import Twin
 
 
 @dataclass
@@ -54,6 +57,23 @@ class CutsTheGradient(Tap):
         attached = Hooks().attach(model, reads, intake)
         handle = model.register_forward_hook(lambda _module, _args, out: out.detach())
         return _Both(attached, handle)
+
+
+@dataclass(frozen=True)
+class ReadsItselfForATwin(Hooks):
+    """Its further passes are the served model's own, with batch norms that learn from them."""
+
+    def twin(self, model: nn.Module, *, keep: bool = True) -> Twin:
+        model.train()
+        model(torch.zeros(3, 6))
+        model.eval()
+        return super().twin(model, keep=keep)
+
+
+@dataclass(frozen=True)
+class CallsAnotherLayerSo(Hooks):
+    def twin(self, model: nn.Module, *, keep: bool = True) -> Twin:
+        return Twin(model, lambda inner, _name: locate(inner, "act"), keep=keep)
 
 
 @dataclass
@@ -165,4 +185,5 @@ BROKEN: Mapping[Callable[[Tap], None], Sequence[Tap]] = {
     checks.check_passes_that_are_not_admitted_are_not_read: (Naive(copies=True, admits=False),),
     checks.check_missing_layers_are_named_when_attached: (Naive(copies=True, validates=False),),
     checks.check_threads_do_not_mix: (Naive(copies=True),),
+    checks.check_a_twin_answers_as_the_model: (ReadsItselfForATwin(), CallsAnotherLayerSo()),
 }
