@@ -50,8 +50,10 @@ def main() -> int:
     peer = import_peer()
     wanted, lines = set(options.only), list[Line]()
     print(HEADER)
-    for family in families():
-        short = family.__name__.rpartition(".")[2]
+    found = {module.__name__.rpartition(".")[2]: module for module in families()}
+    for short, family in found.items():
+        if wanted and wanted <= found.keys() and short not in wanted:
+            continue  # its tensors need not be made
         for case in family.cases(peer):
             if wanted and not wanted & {short, case.method}:
                 continue

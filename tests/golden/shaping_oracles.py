@@ -10,8 +10,9 @@ __all__ = ["ash", "clipped", "doctor", "energy_of", "gen", "kl", "openmax", "ran
 
 
 def softmax(row: F64) -> F64:
-    shares: F64 = np.exp(row - row.max())
-    return shares / shares.sum()
+    raised = np.exp(row - row.max())
+    shares: F64 = raised / raised.sum()
+    return shares
 
 
 def gen(logits: F64, gamma: float, top: int) -> F64:
@@ -66,7 +67,8 @@ def energy_of(features: F64, weight: F64, bias: F64) -> F64:
 
 def clipped(maps: F64, lower: float, upper: float) -> F64:
     """(B, D) of maps (B, D, P)."""
-    return np.where(maps <= lower, 0.0, np.minimum(maps, upper)).mean(axis=2)
+    found: F64 = np.where(maps <= lower, 0.0, np.minimum(maps, upper)).mean(axis=2)
+    return found
 
 
 def _kept(one: F64, pruned: float) -> tuple[F64, int]:

@@ -164,11 +164,13 @@ def test_openmax_is_its_formula() -> None:
     scorer = learnt("openmax", logits, labels, alpha=4)
     right = logits.argmax(1) == labels
     for k in range(6):
-        mean = logits[right & (labels == k)].double().mean(0)
-        torch.testing.assert_close(scorer.state["mean"][k], mean.float())
+        centre = logits[right & (labels == k)].double().mean(0)
+        torch.testing.assert_close(scorer.state["mean"][k], centre.float())
     probe = torch.randn(50, 6, generator=torch.Generator().manual_seed(8)) * 4
-    state = [scorer.state[key].double().numpy() for key in ("mean", "rate", "location")]
-    expected = shaping_oracles.openmax(probe.double().numpy(), *state, 4)
+    mean, rate, location = (
+        scorer.state[key].double().numpy() for key in ("mean", "rate", "location")
+    )
+    expected = shaping_oracles.openmax(probe.double().numpy(), mean, rate, location, 4)
     np.testing.assert_allclose(scored(scorer, probe), expected, rtol=1e-4, atol=1e-4)
 
 
