@@ -42,8 +42,8 @@ STEPS: Final = 50
 """Nominal run lengths that are tried at most: FIRST · 2^k."""
 LEAST_ALARMS: Final = 12
 """Below so many a measured run length is not used."""
-_BLOCKS: Final = 40.0
-"""A block of b breaks about a share 2 φ / (b (1 - φ²)) of the correlation: a twentieth here."""
+_BLOCKS: Final = 80.0
+"""A block of b breaks about a share 2 φ / (b (1 - φ²)) of the correlation: a fortieth here."""
 _FLATTEST: Final = 0.5
 """Least slope of ln(run length) over ln(nominal one) that is believed beyond the simulation."""
 
@@ -117,7 +117,7 @@ class Threshold:
 def block_length(scores: npt.NDArray[np.float32]) -> int:
     """Neighbours to draw together, from the lag-one correlation of the scores' ranks in order.
 
-    40 φ / (1 - φ²): long enough to keep nearly all of the correlation, so short that a window is
+    80 φ / (1 - φ²): long enough to keep nearly all of the correlation, so short that a window is
     made of several, or it could only be one that was seen. At most a tenth of the scores, 1 where φ
     is within three standard errors of zero.
     """

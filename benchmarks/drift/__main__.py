@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from benchmarks.drift import peers, table
 from benchmarks.drift.ours import OURS
+from benchmarks.drift.pools import save_pools
 from benchmarks.drift.streams import load
 from benchmarks.drift.worker import Cell, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = Plan(repetitions=20, seconds=1.5)
-LONG = Plan(repetitions=100, seconds=60.0)
+SHORT = Plan(repetitions=20, seconds=0.8)
+LONG = Plan(repetitions=100, seconds=60.0, shares=(0.01, 0.05, 0.2, 1.0))
+DATA = Path(os.environ.get("OODMON_TEST_DATA", ROOT.parent / "shared" / "data"))
+Alarms = dict[str, list[int]]
 
 
 def environments() -> list[tuple[Path, Sequence[str]]]:
@@ -39,10 +44,10 @@ def environments() -> list[tuple[Path, Sequence[str]]]:
     ]
 
 
-def run(python: Path, name: str, plan: Plan) -> tuple[list[Cell], str]:
-    """Every cell of one contender, and why some are missing."""
+def run(python: Path, name: str, plan: Plan) -> tuple[list[Cell], Alarms, str]:
+    """Every cell of one contender, its alarms on drifting streams, and why some are missing."""
     if not python.is_file():
-        return [], f"no environment {python.parent.parent.name}"
+        return [], {}, f"no environment {python.parent.parent.name}"
     done = subprocess.run(
         [python, "-m", "benchmarks.drift.worker", name],
         input=json.dumps(asdict(plan)),
@@ -51,9 +56,11 @@ def run(python: Path, name: str, plan: Plan) -> tuple[list[Cell], str]:
         cwd=ROOT,
         check=False,
     )
-    cells = [Cell(**json.loads(line)) for line in done.stdout.splitlines() if line[:1] == "{"]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line[:1] == "{"]
+    cells = [Cell(**line) for line in lines if "drifting" not in line]
+    alarms = {line["drifting"]: line["at"] for line in lines if "drifting" in line}
     why = (done.stderr.strip().splitlines() or ["no reason given"])[-1] if done.returncode else ""
-    return cells, why
+    return cells, alarms, why
 
 
 def main() -> None:
@@ -68,12 +75,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("bench-output/drift"))
     asked = parser.parse_args()
     basis = LONG if asked.long else SHORT
-    plan = Plan(
-        asked.repetitions or basis.repetitions,
-        basis.seconds * (20.0 if asked.repetitions else 1.0),
-        asked.reference,
-        only=asked.only,
-    )
+    with tempfile.TemporaryDirectory(prefix="oodmon-bench-") as scratch:
+        pools = Path(scratch) / "pools.npz"
+        for why in save_pools(DATA, pools):
+            print(f"real scores skipped: {why}", flush=True)
+        _measure(
+            asked,
+            replace(
+                basis,
+                repetitions=asked.repetitions or basis.repetitions,
+                seconds=basis.seconds * (20.0 if asked.repetitions else 1.0),
+                reference=asked.reference,
+                only=asked.only,
+                pools=str(pools),
+            ),
+        )
+
+
+def _measure(asked: argparse.Namespace, plan: Plan) -> None:
     begun = time.monotonic()
     jobs = [
         (python, name)
@@ -82,19 +101,22 @@ def main() -> None:
         if asked.contenders in name
     ]
     cells: list[Cell] = []
+    drifting: dict[str, Alarms] = {}
     with ThreadPoolExecutor(asked.lanes) as lanes:
-        for (_, name), (found, why) in zip(
+        for (_, name), (found, alarms, why) in zip(
             jobs, lanes.map(lambda job: run(job[0], job[1], plan), jobs), strict=True
         ):
             cells += found
+            drifting[name] = alarms
             if why:
                 print(f"{name}: {'cut short' if found else 'skipped'}: {why}", flush=True)
     pools = load(plan.pools)
     made = table.rows(cells, plan.streams(pools), pools)
     table.show(made)
+    table.show_drifting(drifting)
     asked.out.mkdir(parents=True, exist_ok=True)
     table.save(made, asked.out / "drift.csv")
-    drawn = table.plot(made, asked.out)
+    drawn = [*table.plot(made, asked.out), *table.plot_drifting(drifting, asked.out)]
     print(
         f"\n{len(made)} rows in {time.monotonic() - begun:.0f} s; {asked.out}/drift.csv, "
         f"{', '.join(path.name for path in drawn)}"

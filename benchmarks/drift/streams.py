@@ -6,7 +6,7 @@ Every contender sees the same values: the generator is seeded by stream, change 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,13 +125,12 @@ SYNTHETIC = (
 )
 
 
-def pooled(pools: Pools) -> tuple[Stream, ...]:
-    """One stream per real model in the pools (`<model>/id`), its novel data at four shares."""
+def pooled(pools: Pools, shares: Sequence[float]) -> tuple[Stream, ...]:
+    """One stream per real model in the pools (`<model>/id`), its novel data at these shares."""
     made = []
     for known in sorted(name for name in pools if name.endswith("/id")):
         model = known.removesuffix("/id")
         novel = sorted(n for n in pools if n.startswith(f"{model}/") and n != known)
-        shares = (0.01, 0.05, 0.2, 1.0)
         changes = tuple(
             Change(f"{share:.0%} {name.removeprefix(f'{model}/')}", share=share, novel=name)
             for name in novel

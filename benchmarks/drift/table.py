@@ -13,7 +13,7 @@ from benchmarks.drift.best import best
 from benchmarks.drift.streams import Pools, Stream
 from benchmarks.drift.worker import Cell
 
-__all__ = ["Row", "plot", "rows", "save", "show"]
+__all__ = ["Row", "plot", "plot_drifting", "rows", "save", "show", "show_drifting"]
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,43 @@ def plot(table: Sequence[Row], folder: Path) -> list[Path]:
         plt.close(figure)
         made.append(path)
     return made
+
+
+def show_drifting(alarms: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+    """Alarms on streams that drift by themselves; nobody knows the change points."""
+    for stream in sorted({stream for found in alarms.values() for stream in found}):
+        print(f"\n== {stream}: alarms over time, starting anew after each (no known change point)")
+        for name, found in alarms.items():
+            if stream in found:
+                at = found[stream]
+                first = ", ".join(f"{place:,}" for place in at[:6]) + (", …" if len(at) > 6 else "")
+                print(f"{name:40}{len(at):>6} alarms: {first}")
+
+
+def plot_drifting(alarms: Mapping[str, Mapping[str, Sequence[int]]], folder: Path) -> list[Path]:
+    """One line per contender, one mark per alarm."""
+    streams = sorted({stream for found in alarms.values() for stream in found})
+    if not streams:
+        return []
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [name for name, found in alarms.items() if found][::-1]
+    height = 0.22 * len(names) + 1.0
+    figure, axes = plt.subplots(
+        1, len(streams), figsize=(7.0 * len(streams), height), sharey=True, squeeze=False
+    )
+    for axis, stream in zip(axes[0], streams, strict=True):
+        axis.eventplot([alarms[name].get(stream, ()) for name in names], linelengths=0.7)
+        axis.set(title=f"{stream}: alarms", xlabel="value")
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+    figure.tight_layout()
+    path = folder / "drift-real-streams.png"
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return [path]
 
 
 def _slug(name: str) -> str:

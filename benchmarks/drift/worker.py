@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.drift import streams as laws
 from benchmarks.drift.contender import Contender
@@ -26,7 +27,10 @@ __all__ = ["Cell", "Plan"]
 
 LEAST = 3
 """Repetitions that even a slow contender is given."""
-RATE_SECONDS = 0.5
+DRIFTING = 2_000
+"""Values that are the reference on a stream which drifts by itself."""
+SLOWEST = 20_000
+"""Values per second below which a contender is not put on those."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Plan:
         after: values after a change, within which it has to be found.
         pools: npz file with scores of real models.
         only: part of the names of the streams to run; "" is all.
+        shares: of novel data in the streams of real models.
     """
 
     repetitions: int
@@ -50,10 +55,11 @@ class Plan:
     after: int = 10_000
     pools: str = ""
     only: str = ""
+    shares: tuple[float, ...] = (0.05, 1.0)
 
     def streams(self, pools: Pools) -> list[Stream]:
         """The streams of this plan."""
-        every = (*laws.SYNTHETIC, *laws.pooled(pools))
+        every = (*laws.SYNTHETIC, *laws.pooled(pools, self.shares))
         return [stream for stream in every if self.only in stream.name]
 
 
@@ -150,6 +156,23 @@ def delay(
     )
 
 
+def over_time(one: Contender, values: npt.NDArray[np.float64]) -> list[int]:
+    """Where it alarms on a stream that drifts by itself; it starts anew after each alarm.
+
+    The reference is always what came before: the `DRIFTING` values up to the alarm.
+    """
+    alarms: list[int] = []
+    at = DRIFTING
+    while at < len(values):
+        one.begin(values[at - DRIFTING : at])
+        found = one.first_alarm(values[at:])
+        if not found:
+            break
+        at += found
+        alarms.append(at)
+    return alarms
+
+
 def contender(name: str) -> Contender:
     """The contender of this name; the import of its package may fail."""
     from benchmarks.drift import peers
@@ -170,11 +193,17 @@ def main() -> None:
     pools = laws.load(plan.pools)
     one = contender(name)
     one.begin(np.random.default_rng(0).standard_normal(plan.reference))
+    rates: list[float] = []
     for stream in plan.streams(pools):
         cells = [run_length(one, name, stream, plan, pools)]
         cells += [delay(one, name, stream, change, plan, pools) for change in stream.changes]
         for cell in cells:
             print(json.dumps(asdict(cell)), flush=True)
+        rates.append(cells[0].rate)
+    for stream_name in sorted(found for found in pools if found.startswith("drifting/")):
+        if rates and min(rates) >= SLOWEST and not plan.only:
+            told = {"contender": name, "drifting": stream_name.removeprefix("drifting/")}
+            print(json.dumps(told | {"at": over_time(one, pools[stream_name])}), flush=True)
 
 
 if __name__ == "__main__":
