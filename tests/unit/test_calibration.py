@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from oodmon.calibration import Calibration
 from oodmon.errors import StateError
@@ -75,6 +77,24 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
     assert (again.detector, again.digest) == ("gram", "0123")
     np.testing.assert_array_equal(again.scores, np.array([1.0, 3.0, np.inf], np.float32))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+    classes = np.array([2, 5, 0, 7])
+    scores = np.array([3.0, np.nan, 1.0, np.inf])
+    named = Calibration.from_scores("gram", "0123", scores, classes)
+    assert named.predicted.tolist() == [0, 2, 7]
+    assert named.fingerprint != calibration.fingerprint == again.fingerprint
+    dataclasses.replace(named, origin="accepted").save(path)
+    again = Calibration.load(path)
+    assert (again.predicted.tolist(), again.origin) == ([0, 2, 7], "accepted")
+    with pytest.raises(StateError, match="2 scores"):
+        Calibration("a", "", np.array([1.0, 2.0], np.float32), np.array([1], np.int32))
+    # As format 1 wrote it, before predicted classes were kept.
+    meta = {"schema": "oodmon.calibration/1", "detector": "gram", "digest": "0123"}
+    save_file({"scores": np.array(calibration.scores)}, path, meta)
+    assert Calibration.load(path).fingerprint == calibration.fingerprint
+    save_file({"scores": np.array(calibration.scores)}, path, {"schema": "oodmon.calibration/9"})
+    with pytest.raises(StateError, match="calibration/9"):
+        Calibration.load(path)
 
     with pytest.raises(StateError, match="oodmon fit"):
         Calibration.load(tmp_path / "absent")
