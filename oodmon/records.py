@@ -25,6 +25,7 @@ __all__ = [
     "ALL",
     "BIN_EDGES",
     "SAMPLE_SIZE",
+    "SHADOW",
     "Activations",
     "Alert",
     "DriftResult",
@@ -44,6 +45,9 @@ ALL: Final = "*"
 
 SAMPLE_SIZE: Final = 128
 """Raw scores kept per window and detector for tests that need raw values."""
+
+SHADOW: Final = "/shadow"
+"""Ends the source of batches that repeat the samples of the source before it."""
 
 _TAIL_EDGES = 10.0 ** np.linspace(-4.0, -1.0, 28)
 _BODY_EDGES = np.linspace(0.1, 1.0, 37)[1:]

@@ -29,10 +29,11 @@ from oodmon.agent.passes import Passes
 from oodmon.agent.request import Ask, Request, request
 from oodmon.agent.sampling import Sampler
 from oodmon.agent.scoring import Limits, ScorerLike, Scoring
-from oodmon.agent.shadow import FIRST, SUFFIX, Shadow
+from oodmon.agent.shadow import FIRST, Shadow
 from oodmon.agent.stats import Stats, count
 from oodmon.contracts import Attached, Feed, Reads, Tap, Writer
 from oodmon.errors import ContractError
+from oodmon.records import SHADOW
 from oodmon.taps.twin import Twin
 
 __all__ = ["Agent", "Limits", "Request", "Stats", "request"]
@@ -272,7 +273,7 @@ class Agent:
         twin = self._first_twin.pop() if self._first_twin and not forked else self._new_twin()
         repeats = self._shadow_sampler is not None
         if repeats:
-            source += SUFFIX
+            source += SHADOW
         queue = Shadow.queue(self._limits)
         return queue, Shadow(
             queue,

@@ -24,12 +24,9 @@ from oodmon.contracts import Writer
 from oodmon.records import Activations
 from oodmon.taps.twin import Twin
 
-__all__ = ["FIRST", "SUFFIX", "Shadow"]
+__all__ = ["FIRST", "Shadow"]
 
 log = logging.getLogger(__name__)
-
-SUFFIX: Final = "/shadow"
-"""Of the source of the shadow worker's batches."""
 
 FIRST: Final = 0.01
 """Fraction of the passes before it is known what one costs: several times what the tap's does."""

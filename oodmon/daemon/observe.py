@@ -13,7 +13,7 @@ from oodmon.daemon.health import Health
 from oodmon.daemon.intake import Fold
 from oodmon.daemon.metrics import METRICS, Metrics
 from oodmon.errors import FeedError
-from oodmon.records import BIN_EDGES, Alert, DriftResult, Fact, Notice, Window
+from oodmon.records import BIN_EDGES, SHADOW, Alert, DriftResult, Fact, Notice, Window
 from oodmon.store.events import AgentSeen, Depth, Store
 
 __all__ = ["Observer"]
@@ -119,6 +119,8 @@ class Observer:
         counts: dict[tuple[str, str], int] = {}
         least: dict[tuple[str, str], float] = {}
         for agent in agents:
+            if agent.source.endswith(SHADOW):
+                continue  # the second voice of an agent that is counted
             key = (agent.model, agent.version)
             counts.setdefault(key, 0)
             if agent.observed_at >= now_ns - _ACTIVE_WITHIN:

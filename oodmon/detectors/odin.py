@@ -173,8 +173,9 @@ class GeneralizedODIN(Detector):
 
     Reads      layers[layer]: h (B, C), or g (B, 1) with part "g"; with `epsilon` or `choices` also
                inputs (B, …) and the model: two passes and a gradient
-    Options    as of `odin`; `layer` is where the head (`recipes.deconf.DeConfHead`) gives h or g:
-               ``head.similarity`` and ``head.scale`` of a model that calls its head `head`
+    Options    epsilon, choices and input_scale as of `odin`; `layer` is where the head
+               (`recipes.deconf.DeConfHead`) gives the part, h or g: ``head.similarity`` and
+               ``head.scale`` of a model that calls its head `head`
     Learns     step (), with `choices`: of the largest mean max h on the reference; else nothing
     Score      -max h(x̃), or -g(x̃), with x̃ = x + ε sign(∇ max h) (or ∇ g)
     Reference  Hsu, Shen, Jin and Kira, CVPR 2020

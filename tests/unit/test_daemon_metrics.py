@@ -220,6 +220,7 @@ def test_agents_depths_and_notices() -> None:
         [
             AgentSeen("a", "m", "1", 1, now, 1, 0, 0.5),
             AgentSeen("b", "m", "1", 1, now, 1, 0, 0.25),
+            AgentSeen("b/shadow", "m", "1", 1, now, 1, 0, 0.002),
             AgentSeen("gone", "m", "1", 1, EPOCH, 1, 0, 0.001),
             AgentSeen("old", "m", "0", 1, EPOCH, 1, 0, 0.001),
         ],
