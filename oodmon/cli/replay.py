@@ -144,6 +144,7 @@ def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
                 for row in parts
                 if row["detector"]
             },
+            parts[0]["predicted"],
         )
         for (end, start, segment), parts in sorted(grouped.items(), key=lambda item: item[0])
     ]
