@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from oodmon.contracts import Paper, Reference, Stability, State
 from oodmon.detectors.networks import Shapes, dense_shapes, encode, encoder_shapes
-from oodmon.detectors.training import Plan, Trained, train, whiten
+from oodmon.detectors.training import Plan, Trained, train, whiten_
 from oodmon.detectors.transformations import TURNS, rotated
 from oodmon.errors import StateError
 from oodmon.registry import detectors
@@ -120,8 +120,7 @@ class CSI(Trained):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
-        del values
+        white = whiten_(values, state)
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
             turned = rotated(white[rows]).flatten(0, 1)

@@ -19,7 +19,7 @@ from oodmon.detectors.networks import (
     initial,
 )
 from oodmon.detectors.outliers import gather_outliers, is_outlier
-from oodmon.detectors.training import BATCH, Plan, TrainedAnywhere, train, whiten
+from oodmon.detectors.training import BATCH, Plan, TrainedAnywhere, train, whiten_
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -97,8 +97,7 @@ class DeepSVDD(TrainedAnywhere):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
-        del values
+        white = whiten_(values, state)
         encoder = {key: state[key] for key in state if key.startswith("encoder.")}
         if self.pretraining:
             encoder = self._pretrained(white, encoder, draw, reference)
@@ -106,7 +105,7 @@ class DeepSVDD(TrainedAnywhere):
         inside = len(white)
         outliers = self._outliers(reference)
         if outliers is not None:
-            white = torch.cat([white, whiten(outliers, state)])
+            white = torch.cat([white, whiten_(outliers, state)])
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
             distance = (encode(white[rows], weights, "encoder") - centre).square().sum(dim=1)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from oodmon.contracts import Paper, Reference, Stability, State
 from oodmon.detectors.networks import Shapes, dense_shapes
-from oodmon.detectors.training import Plan, TrainedAnywhere, train, whiten
+from oodmon.detectors.training import Plan, TrainedAnywhere, train, whiten_
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -95,8 +95,7 @@ class Flow(TrainedAnywhere):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state, self.cut)
-        del values
+        white = whiten_(values, state, self.cut)
         weights = {key: state[key] for key in state if key.startswith("coupling")}
         for i in range(self.couplings):
             # the flow starts as the identity

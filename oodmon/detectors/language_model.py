@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
 from oodmon.detectors.networks import Shapes
+from oodmon.detectors.options import check_options
 from oodmon.detectors.outliers import gather_outliers, is_outlier
 from oodmon.detectors.reference import gather
-from oodmon.detectors.training import Plan, check_options, train
+from oodmon.detectors.training import Plan, train
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors

@@ -14,7 +14,7 @@ from torch.nn import functional
 from oodmon.contracts import Paper, Reads, Reference, Stability, State
 from oodmon.detectors.networks import Shapes
 from oodmon.detectors.outliers import gather_outliers, is_outlier
-from oodmon.detectors.training import Plan, Trained, train, whiten
+from oodmon.detectors.training import Plan, Trained, train, whiten_
 from oodmon.records import Activations
 from oodmon.registry import detectors
 
@@ -122,8 +122,7 @@ class PixelCNN(Trained):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        levels = levels_of(whiten(values, state, self.cut), self.levels).to(torch.uint8)
-        del values
+        levels = levels_of(whiten_(values, state, self.cut), self.levels).to(torch.uint8)
         found = None
         if self.outliers:
             found = gather_outliers(reference, self._values, self.rows, self.name)
@@ -141,7 +140,7 @@ class PixelCNN(Trained):
         )
         learnt = train(weights, len(levels), loss, plan, draw, reference, self.name)
         if found is not None:
-            strange = levels_of(whiten(found, state, self.cut), self.levels)
+            strange = levels_of(whiten_(found, state, self.cut), self.levels)
 
             def margin(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
                 seen = masked(weights)

@@ -21,7 +21,7 @@ from oodmon.detectors.networks import (
     grow,
     shrink,
 )
-from oodmon.detectors.training import Plan, Trained, TrainedAnywhere, train, whiten
+from oodmon.detectors.training import Plan, Trained, TrainedAnywhere, train, whiten_
 from oodmon.registry import detectors
 
 __all__ = ["VQVAE", "Autoencoder", "MemoryAutoencoder", "address", "nearest"]
@@ -87,8 +87,7 @@ class Autoencoder(TrainedAnywhere):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
-        del values
+        white = whiten_(values, state)
         row = tuple(white.shape[1:])
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
@@ -201,8 +200,7 @@ class VQVAE(Trained):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
-        del values
+        white = whiten_(values, state)
         row = tuple(white.shape[1:])
         weights = {key: state[key] for key in state if key not in ("mean", "scale")}
         weights["codebook.weight"] = self._first_codes(white, weights, draw)

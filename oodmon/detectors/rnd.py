@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oodmon.contracts import Paper, Reference, Stability, State
 from oodmon.detectors.networks import Shapes, encode, encoder_shapes
-from oodmon.detectors.training import BATCH, Plan, TrainedAnywhere, train, whiten
+from oodmon.detectors.training import BATCH, Plan, TrainedAnywhere, train, whiten_
 from oodmon.registry import detectors
 
 __all__ = ["RND", "error", "network_shapes"]
@@ -75,7 +75,7 @@ class RND(TrainedAnywhere):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
+        white = whiten_(values, state)
         aim = torch.cat([encode(part, state, "target") for part in torch.split(white, BATCH)])
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:

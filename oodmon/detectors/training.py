@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import typing
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,20 @@ from torch.nn import functional
 from oodmon.contracts import Detector, Reads, Reference, State
 from oodmon.detectors.features import choose, features, reads_of
 from oodmon.detectors.networks import Shapes, initial
+from oodmon.detectors.options import check_options
 from oodmon.detectors.reference import gather
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 
-__all__ = ["BATCH", "Plan", "Trained", "TrainedAnywhere", "check_options", "train", "whiten"]
+__all__ = [
+    "BATCH",
+    "Plan",
+    "Trained",
+    "TrainedAnywhere",
+    "train",
+    "whiten",
+    "whiten_",
+]
 
 BATCH: Final = 128
 
@@ -147,23 +155,9 @@ def whiten(values: Tensor, state: Mapping[str, Tensor], cut: float = _CLIP) -> T
     return ((values - state["mean"]) / state["scale"]).clamp_(-cut, cut)
 
 
-def check_options(
-    detector: Detector, may_be_zero: Sequence[str] = (), unchecked: Sequence[str] = ()
-) -> None:
-    """`ContractError` for a choice that there is not, or a number that is not positive."""
-    name = detector.name
-    hints = typing.get_type_hints(type(detector))
-    for field in dataclasses.fields(detector):  # type: ignore[arg-type]  # all are dataclasses
-        value, hint = getattr(detector, field.name), hints[field.name]
-        if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-            allowed = ", ".join(repr(choice) for choice in typing.get_args(hint))
-            raise ContractError(f"detectors.{name}.{field.name}: {value!r} is none of {allowed}")
-        if hint in (int, float) and field.name not in unchecked:
-            if field.name in may_be_zero:
-                if not 0 <= value < math.inf:
-                    raise ContractError(f"detectors.{name}.{field.name}: {value} is negative")
-            elif not 0 < value < math.inf:
-                raise ContractError(f"detectors.{name}.{field.name}: {value} is not positive")
+def whiten_(values: Tensor, state: Mapping[str, Tensor], cut: float = _CLIP) -> Tensor:
+    """The same in place: the sample that is learnt from is the largest thing in memory."""
+    return values.sub_(state["mean"]).div_(state["scale"]).clamp_(-cut, cut)
 
 
 @dataclass(frozen=True)

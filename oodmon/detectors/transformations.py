@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from oodmon.contracts import Paper, Reference, Stability, State
 from oodmon.detectors.networks import Shapes, encode, encoder_shapes
-from oodmon.detectors.training import BATCH, Plan, Trained, train, whiten
+from oodmon.detectors.training import BATCH, Plan, Trained, train, whiten_
 from oodmon.registry import detectors
 
 __all__ = ["TURNS", "Geom", "dirichlet", "rotated", "transformed"]
@@ -100,8 +100,7 @@ class Geom(Trained):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        white = whiten(values, state)
-        del values
+        white = whiten_(values, state)
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
             return _surprise(self._logs(white[rows], weights))
