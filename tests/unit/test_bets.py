@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
@@ -44,3 +46,38 @@ def test_tables_are_shared_and_follow_the_reference() -> None:
     assert small.least_share > large.least_share > 0
     with pytest.raises(ContractError, match="no calibration scores"):
         bets((0,) * BINS, 0.01, 0.05, "auto")
+
+
+def test_what_correlated_samples_are_worth_is_what_a_simulation_shows() -> None:
+    """Variance of window sums of each bet over AR(1) scores, against independent ones."""
+    found = bets(_uniform(100_000), 0.0, 0.05, "sequential")
+    rng = np.random.default_rng(0)
+    windows, rows = 2000, 200
+    noise = rng.normal(size=(rows, windows))
+    for phi in (0.3, 0.6):
+        z = [rng.normal(size=windows)]
+        for row in noise[1:]:
+            z.append(phi * z[-1] + np.sqrt(1 - phi**2) * row)
+        edges = np.array([NormalDist().inv_cdf(1 - edge) for edge in BIN_EDGES[1:-1]])
+        bins = BINS - 1 - np.searchsorted(edges[::-1], np.array(z), side="left")
+        worth = found.worth(phi)
+        for log_bet, expected in zip(found.log_bets, worth, strict=True):
+            values = log_bet[bins]
+            ratio = values.sum(0).var() / (rows * values.var())
+            assert ratio == pytest.approx(expected, rel=0.2)
+        # A shift pays in full, a spread for φ² only, and nothing is worth more than a sample.
+        assert worth.max() == pytest.approx((1 + phi) / (1 - phi), rel=0.05)
+        assert worth.min() >= 1.0
+        assert np.sort(worth)[5] < (1 + phi**2) / (1 - phi**2) * 1.2
+    assert found.worth(0.0) == pytest.approx(1.0)
+
+
+def test_weights_sum_to_one_and_frozen_bets_have_the_smaller_part() -> None:
+    found = bets(_uniform(50_000), 0.0, 0.05, "auto")
+    assert np.exp(found.log_weights).sum() == pytest.approx(1.0)
+    assert 0 < found.sequential < len(found.log_bets)
+    assert np.exp(found.log_weights[found.sequential :]).sum() == pytest.approx(0.15)
+    # With too few scores for frozen ranks, the sequential ones have everything.
+    few = bets((*(0,) * (BINS - 1), 3), 0.0, 0.05, "auto")
+    assert few.sequential == len(few.log_bets)
+    assert np.exp(few.log_weights).sum() == pytest.approx(1.0)

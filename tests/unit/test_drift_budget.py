@@ -272,3 +272,58 @@ def test_a_shift_does_not_pass_for_correlation() -> None:
         for closed in windows.close():
             state, _ = budget.step(state, closed.window, "d")
     assert budget.measurements(state)["autocorrelation_ratio"] < 0.1
+
+
+def test_one_changed_stream_among_many_raises_the_alarm_and_is_named() -> None:
+    """Its wealth has to outweigh that of hundreds which have none."""
+    calibration = _calibration(5_000)
+    budget = Budget("1 per 1000 windows", tolerated_fraction=0.0)
+    rng = np.random.default_rng(8)
+    novel = _law(calibration, rng.normal(size=200_000) + 2)
+    state = budget.start(calibration.reference())
+    for at in range(20):
+        state, result = budget.step(state, _window(rng.multinomial(50, novel), at), "d")
+    others = [_result(-9.0, f"x{index}") for index in range(500)]
+    found = budget.combine([replace(result, test="b"), *others])
+    assert [r.detector for r in found if r.drifted] == ["d", ALL]
+
+
+@pytest.mark.parametrize(
+    ("change", "samples"), [((0.5, 1.0), 90), ((0.0, 1.25), 220), ((-0.5, 1.0), 120)]
+)
+def test_delay_at_a_promise_of_ten_thousand_samples(
+    change: tuple[float, float], samples: int
+) -> None:
+    """Windows of 10, 1,000 calibration scores, 1,000 good samples before: mean of 24 runs."""
+    shift, spread = change
+    budget = Budget("1 per 1000 windows", tolerated_fraction=0.0)
+    rng = np.random.default_rng(9)
+    delays = []
+    for seed in range(24):
+        calibration = _calibration(1_000, seed)
+        state = budget.start(calibration.reference())
+        normal = rng.normal(size=100_000)
+        state = replace(state, seen=rng.multinomial(1_000, _law(calibration, normal)))
+        law, at = _law(calibration, shift + spread * normal), 0
+        drifted = False
+        while not drifted:
+            state, result = budget.step(state, _window(rng.multinomial(10, law), at), "d")
+            drifted, at = result.statistic >= result.threshold, at + 1
+        delays.append(10 * at)
+    assert np.mean(delays) <= samples
+
+
+def test_rearming_forgets_the_evidence_and_keeps_what_was_learnt() -> None:
+    calibration = _calibration(2_000)
+    budget = Budget("1 per 1000 windows", tolerated_fraction=0.0)
+    rng = np.random.default_rng(10)
+    law = _law(calibration, rng.normal(size=200_000))
+    state = budget.start(calibration.reference())
+    for at in range(20):
+        state, _ = budget.step(state, _window(rng.multinomial(50, law), at), "d")
+    again = budget.rearm(state, calibration.reference())
+    assert again.log_mean == -np.inf
+    assert again.onset == 0
+    np.testing.assert_array_equal(again.seen, state.seen)
+    assert again.neighbours == state.neighbours
+    assert again.recent.sum() == 0
