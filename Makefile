@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow faults soak bench bench-drift bench-detectors docs clean
+.PHONY: help setup system demo check format test test-slow faults soak bench bench-drift bench-detectors fuzz docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ bench-drift: $(STAMP)  ## our drift tests beside the public ones, in environment
 	-$(PYTHON) -m venv .venv-alibi && timeout 600 .venv-alibi/bin/python -m pip install --quiet \
 	  -c constraints.txt torch "alibi-detect==0.13.0"
 	$(BIN)/python -m benchmarks.drift $(BENCH)
+
+fuzz: $(STAMP)  ## hostile bytes for all that reads bytes (FUZZ="--inputs 10000000")
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 docs: $(STAMP)  ## what components there are, from the code
 	$(BIN)/python -m oodmon catalog --options
