@@ -27,9 +27,11 @@ daemon:
   drift:
     budget: {type: budget, false_alarms: "1 per 30 days", tolerated_fraction: 0.02}
     classic: {type: psi}
+    mix: {type: chi_squared}
   rules:
     a: {drift: budget, resolve_after_windows: 2}
     b: {drift: classic, segments: [web], for_windows: 2}
+    c: {drift: mix, segments: [web]}
 """
 
 
@@ -41,7 +43,8 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     (tmp_path / "states").mkdir()
     draw = np.random.default_rng(0)
     held_out = draw.normal(size=2000).astype(np.float32)
-    Calibration.from_scores("d", DIGEST, held_out).save(
+    mix = np.random.default_rng(1)
+    Calibration.from_scores("d", DIGEST, held_out, mix.integers(0, 4, 2000)).save(
         build.calibration_path(str(tmp_path / "states"), "d")
     )
     half = build.daemon_half(load(path, "daemon"))
@@ -58,6 +61,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
             digests={"d": DIGEST},
             segment=np.arange(100, dtype=np.int32) % 2,
             segments=("web", "app"),
+            predicted=mix.integers(0, 2 if shift else 4, 100).astype(np.int32),
         )
         assert writer.put(batch)
     writer.close()
@@ -86,14 +90,14 @@ def test_feed_and_store_agree_with_the_pipeline(config: Path) -> None:
         for fact in facts
         if isinstance(fact, Alert)
     ]
-    assert {(rule, status) for rule, status, _ in truth} >= {("a", "firing"), ("b", "firing")}
+    assert {(rule, status) for rule, status, _ in truth} >= {(rule, "firing") for rule in "abc"}
     assert _told(config, "--source", "feed") == truth
     store = build.store(checked)
     store.open()
     store.append(facts, state=pipeline.freeze(), positions={})
     store.close()
     # Under sliding windows the pipeline gives `budget` the panes, and the store has their sums.
-    exact = "ab" if pipeline.windowing.step == pipeline.windowing.length else "b"
+    exact = "abc" if pipeline.windowing.step == pipeline.windowing.length else "bc"
     told = _told(config)
     assert [row for row in told if row[0] in exact] == [row for row in truth if row[0] in exact]
     assert {row[:2] for row in told} == {row[:2] for row in truth}
@@ -111,7 +115,7 @@ def test_another_config_may_look_at_the_same_store(config: Path, tmp_path: Path)
     )
     other.write_text(text + '  store: {url: "sqlite:///none.db"}\n')
     rules = {rule for rule, _, _ in _told(other, "--store-config", str(config))}
-    assert rules == {"a"}
+    assert rules == {"a", "c"}
     summary = CliRunner().invoke(main, ["replay", str(other), "--store-config", str(config)])
     assert "classic: " in summary.stdout
     assert "decisions" in summary.stdout
