@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from oodmon.errors import ContractError
 
-__all__ = ["MinMax", "Quantiles"]
+__all__ = ["HeldOut", "MinMax", "Quantiles"]
 
 
 class MinMax:
@@ -95,3 +95,48 @@ class Quantiles:
                 rows.append(torch.lerp(extremes[whole], extremes[after], place - whole))
             ends.append(torch.stack(rows).float())
         return ends[0], ends[1]
+
+
+class HeldOut:
+    """Rows set aside, in one block of memory.
+
+    Kept as pieces between the batches' own tensors they would leave holes that no batch fits into,
+    and a long reference would take many times their size.
+
+    Args:
+        limit: bytes; once they are reached nothing more is taken.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._rows: Tensor | None = None
+        self._count = 0
+        self._labels: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the limit is reached."""
+        if self._rows is None:
+            return False
+        return self._count * self._rows.shape[1] * self._rows.element_size() >= self._limit
+
+    def add(self, values: Tensor, label: Tensor, sure: Tensor) -> None:
+        """Take rows (R, N) with class and confidence (R,)."""
+        needed = self._count + len(values)
+        if self._rows is None or needed > len(self._rows):
+            fits = self._limit // max(1, values.shape[1] * values.element_size()) + 1
+            larger = values.new_empty((max(fits, needed), values.shape[1]))
+            if self._rows is not None:
+                larger[: self._count] = self._rows[: self._count]
+            self._rows = larger
+        self._rows[self._count : needed] = values
+        self._count = needed
+        self._labels.append((label, sure))
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """What was taken, as it came."""
+        start = 0
+        for label, sure in self._labels:
+            if self._rows is not None:
+                yield self._rows[start : start + len(label)], label, sure
+            start += len(label)

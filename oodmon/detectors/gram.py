@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.bounds import MinMax, Quantiles
+from oodmon.detectors.bounds import HeldOut, MinMax, Quantiles
 from oodmon.detectors.logits import confidence, predicted, two_sided
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
@@ -31,7 +31,7 @@ _EPSILON: Final = 1e-6
 _HELD_OUT: Final = 0.1
 """Share of the reference that sets the layers' weights and no bounds (the paper's)."""
 
-_HELD_OUT_BYTES: Final = 128 << 20
+_HELD_OUT_BYTES: Final = 64 << 20
 """Statistics of held-out rows are kept up to here; rows beyond help to set the bounds."""
 
 _CHUNK_BYTES: Final = 768 << 10
@@ -130,8 +130,7 @@ class Gram(Detector):
         )
         units: list[float] = []
         widths: list[int] = []
-        held: list[tuple[Tensor, Tensor, Tensor]] = []
-        held_bytes = 0
+        held = HeldOut(_HELD_OUT_BYTES)
         for acts in reference:
             if not units:
                 units = [_unit(acts.layer(name)) for name in self.layers]
@@ -145,10 +144,10 @@ class Gram(Detector):
             usable = values.isfinite().all(dim=1) & sure.isfinite()
             chosen = torch.rand(len(values), generator=draw, dtype=torch.float64) < _HELD_OUT
             aside = usable & chosen.to(usable.device)
-            if held_bytes >= _HELD_OUT_BYTES:
+            if held.full:
                 aside = torch.zeros_like(aside)
-            held.append((values[aside], label[aside], sure[aside]))
-            held_bytes += held[-1][0].numel() * values.element_size()
+            else:
+                held.add(values[aside], label[aside], sure[aside])
             taken = usable & ~aside
             bounds.add(values[taken], label[taken], two_sided(acts).shape[1])
         lower, upper = bounds.result()
@@ -217,7 +216,7 @@ class Gram(Detector):
 
     def _weights(
         self,
-        held: Sequence[tuple[Tensor, Tensor, Tensor]],
+        held: HeldOut,
         widths: Sequence[int],
         lows: Sequence[Tensor],
         highs: Sequence[Tensor],
@@ -227,7 +226,7 @@ class Gram(Detector):
         Batch by batch: side by side the held-out statistics would take their memory twice.
         """
         found: list[list[Tensor]] = [[] for _ in widths]
-        for values, label, sure in held:
+        for values, label, sure in held.batches():
             parts = self._split(values, widths)
             for column, part, low, high in zip(found, parts, lows, highs, strict=True):
                 deviation = _deviation(part, low[label], high[label])
