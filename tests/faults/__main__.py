@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.backlog import catch_up
@@ -61,16 +62,18 @@ def _runs(session: Session, runs: int, seed: int, only: str) -> bool:
     ]
     table = Table()
     began = time.monotonic()
-    for number, (fault, database) in zip(range(runs), itertools.cycle(kinds), strict=False):
-        verdict = session.judge(fault, database, seed + number // len(kinds))
-        table.add(fault.name, database, verdict)
-        if not verdict.clean:
-            _say(f"seed {seed + number // len(kinds)}: {fault.name}, {database}: {verdict}")
+    # An interrupt shows what there is so far.
+    with suppress(KeyboardInterrupt):
+        for number, (fault, database) in zip(range(runs), itertools.cycle(kinds), strict=False):
+            verdict = session.judge(fault, database, seed + number // len(kinds))
+            table.add(fault.name, database, verdict)
+            if not verdict.clean:
+                _say(f"seed {seed + number // len(kinds)}: {fault.name}, {database}: {verdict}")
     for line in table.lines():
         _say(line)
-    took = time.monotonic() - began
-    _say(f"{runs} runs in {took:.0f} s")
-    return all(one.clean for found in table.rows.values() for one in found)
+    found = [one for verdicts in table.rows.values() for one in verdicts]
+    _say(f"{len(found)} runs in {time.monotonic() - began:.0f} s")
+    return len(found) == runs and all(one.clean for one in found)
 
 
 def _say(line: str) -> None:

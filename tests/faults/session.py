@@ -70,14 +70,14 @@ class Session:
             assert found.facts["windows"], "the traffic closes windows"
             assert len(found.alerts) >= 4, "the traffic fires and resolves alerts"
             assert found.alerts <= set(found.sent), "every alert is sent"
-            assert len(found.sent) == len(set(found.sent)), "a calm run sends each event once"
             self._calm[key] = found
         return self._calm[key]
 
     def judge(self, fault: Fault, database: str, seed: int) -> Verdict:
         """One seeded run of a fault, against the undisturbed run of the same traffic."""
         calm = self.calm(database, seed % _TRAFFICS)
-        rng = np.random.default_rng((seed, FAULTS.index(fault)))
+        kind = FAULTS.index(fault) if fault in FAULTS else len(FAULTS)
+        rng = np.random.default_rng((seed, kind))
         cut = self.proxy.cut
         try:
             wild = self._run(database, seed % _TRAFFICS, fault, rng)
@@ -86,9 +86,9 @@ class Session:
         finally:
             self._mend()
         verdict = compared(calm, wild)
-        if fault.name.startswith("spool: bit") and wild.damaged < 1:
+        if "spool: bit" in fault.name and wild.damaged < 1:
             verdict.failure = "the damage was not told"
-        if fault.name.endswith("acknowledgement lost") and self.proxy.cut == cut:
+        if "acknowledgement lost" in fault.name and self.proxy.cut == cut:
             verdict.failure = "no acknowledgement was lost"
         return verdict
 
@@ -107,7 +107,7 @@ class Session:
             name = fault.name if fault else ""
             for part, size in (("spool", "4m"), ("database", "24m")):
                 (folder / part).mkdir(mode=0o700)
-                if name == f"{part}: full disk" and self._mountable:
+                if f"{part}: full disk" in name and self._mountable:
                     self._mount(stack, folder / part, size)
             url = self._url(stack, database, folder / "database")
             run = Run(folder, url, traffic, self.agents, self.broker, self.proxy, self._states)
