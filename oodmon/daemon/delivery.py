@@ -82,6 +82,7 @@ class Delivery:
         self._failures = 0
         self._first_failed: dict[int, float] = {}
         self._bugs: set[str] = set()
+        self._unsettled: list[int] = []
         self._deadline: float | None = None
         self._calling_since: float | None = None
         self._told_stall = False
@@ -157,6 +158,7 @@ class Delivery:
     def _turn(self) -> float:
         """Deliver one batch; the seconds to wait before the next, 0 when there may be more."""
         try:
+            self._settle(())
             rows = self._outbox.pending(self.name, self._clock(), self.backoff.batch)
             if not rows:
                 return _IDLE_SECONDS
@@ -215,7 +217,7 @@ class Delivery:
                 self._failures = 0
                 self._metrics.put("oodmon_sink_up", 1, sink=self.name)
                 self._count("delivered", len(part))
-                self._outbox.settle(self.name, [row.seq for row in part])
+                self._settle(part)
                 self._forget(part)
             elif isinstance(error, RetryLater):
                 rest = [*part, *(row for later in reversed(work) for row in later)]
@@ -238,6 +240,16 @@ class Delivery:
                     return self._retry(rest, error) if rest else wait
         # One event's own failure holds up nobody else.
         return 0.0 if sent else wait
+
+    def _settle(self, rows: Sequence[OutboxRow]) -> None:
+        """These were taken, and so were those that the store did not take note of before.
+
+        What a full disk keeps from being noted is not sent again, unless the process ends.
+        """
+        self._unsettled += [row.seq for row in rows]
+        if self._unsettled:
+            self._outbox.settle(self.name, self._unsettled)
+            self._unsettled = []
 
     def _retry(self, rows: Sequence[OutboxRow], error: Exception) -> float:
         """Put rows off, or give up on those that have failed for too long."""

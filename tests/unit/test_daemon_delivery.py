@@ -13,7 +13,7 @@ import pytest
 from oodmon.daemon.backoff import Backoff
 from oodmon.daemon.delivery import Delivery
 from oodmon.daemon.metrics import Metrics
-from oodmon.errors import ContractError, Rejected, RetryLater
+from oodmon.errors import ContractError, Rejected, RetryLater, StoreError
 from oodmon.records import Event
 from oodmon.store.events import Store
 
@@ -105,6 +105,29 @@ def test_events_are_delivered_in_order_and_once(store: Store) -> None:
     assert box.taken == names
     assert [len(call) for call in box.calls] == [100, 100, 50]
     assert (box.opened, box.closed) == (1, 1)
+
+
+def test_what_the_store_does_not_take_note_of_is_not_sent_again(tmp_path: Path) -> None:
+    class Full(Store):
+        refused = 0
+
+        def settle(self, receiver: str, seqs: Sequence[int]) -> None:
+            if self.refused < 5:
+                self.refused += 1
+                raise StoreError("the disk is full", retryable=True)
+            super().settle(receiver, seqs)
+
+    store = Full(f"sqlite:///{tmp_path}/oodmon.db")
+    store.open()
+    queue(store, *(event(f"e{n}") for n in range(3)))
+    box = Box()
+    with Served(store, box):
+        eventually(lambda: drained(store))
+        queue(store, event("later"))
+        eventually(lambda: "later" in box.taken)
+    assert store.refused == 5
+    assert box.taken == ["e0", "e1", "e2", "later"]
+    store.close()
 
 
 def test_a_woken_delivery_does_not_wait_for_its_next_look(store: Store) -> None:
