@@ -48,7 +48,9 @@ class OpenMax(Detector):
     minima of the distances themselves up to terms of distance / 10,000, so that law is fitted, by
     maximum likelihood and for all classes at once; it does not depend on the logits' unit.
     The score is the log-odds and not the probability: it does not saturate. A class without
-    reference rows has weight one, so what the model gives to it counts as unknown.
+    reference rows has weight one, so what the model gives to it counts as unknown. pytorch-ood
+    takes the distance from a class as 0 unless some row of the batch is given to it, so its scores
+    depend on the batch; with few classes in large batches both agree.
     Traps: an activation below zero is revised towards zero, as in the paper, so it grows; and the
     share of the reference that lies in the tails is taken for half unknown, so `tail` must be small
     beside the rows per class (20 of 1,000, as the authors have it).
