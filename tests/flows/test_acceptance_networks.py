@@ -85,7 +85,7 @@ def test_svd_rnd_sees_the_blur_that_rnd_cannot(seed: int) -> None:
     assert seen(plain, inside, by_gaussian) <= 0.60
     svd = learnt(SVDRND(blur="svd", strength=22, epochs=8), reference, seed)
     assert seen(svd, inside, by_svd) >= max(0.70, seen(plain, inside, by_svd) + 0.25)
-    # a blur that it was not trained on: 0.92 and 0.76 were measured with seeds 0 and 2
+    # a blur that it was not trained on: 0.919, 0.875 and 0.760 were measured
     assert seen(svd, inside, by_gaussian) >= max(0.65, seen(plain, inside, by_gaussian) + 0.25)
     gaussian = learnt(SVDRND(blur="gaussian", strength=1.0, epochs=8), reference, seed)
     assert seen(gaussian, inside, by_gaussian) >= 0.90
