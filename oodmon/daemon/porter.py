@@ -225,6 +225,7 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, status: HTTPStatus, value: Mapping[str, Any], after: float) -> None:
             body = json.dumps(value).encode() + b"\n"
+            self.request_version = self.protocol_version  # HTTP/0.9 would get no status line
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))
@@ -244,7 +245,6 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
             del message, explain
             self.close_connection = True
             self.command = self.command or ""
-            self.request_version = self.protocol_version
             taker.count("other", code)
             self._answer(HTTPStatus(code), {"error": "no request that is understood"}, 0.0)
 
