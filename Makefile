@@ -75,8 +75,8 @@ bench-drift: $(STAMP)  ## our drift tests beside the public ones, in environment
 fuzz: $(STAMP)  ## hostile bytes for all that reads bytes (FUZZ="--inputs 10000000")
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-docs: $(STAMP)  ## what components there are, from the code
-	$(BIN)/python -m oodmon catalog --options
+docs: $(STAMP)  ## the pages that are made from the code
+	$(BIN)/python -m docs.generate
 
 clean:
 	rm -rf $(VENV) build dist demo-output .mypy_cache .ruff_cache .pytest_cache

@@ -10,9 +10,10 @@ import click
 
 from oodmon.cli.program import FAILED
 
-__all__ = ["catalog", "conform"]
+__all__ = ["catalog", "conform", "rows_of"]
 
 _WIDTH: Final = 14
+_LAYERS: Final = ("stage", "features")  # what a model may have, for detectors that read any
 _KINDS: Final = ("taps", "detectors", "feeds", "drift", "sinks", "triggers")
 
 
@@ -20,13 +21,24 @@ _KINDS: Final = ("taps", "detectors", "feeds", "drift", "sinks", "triggers")
 @click.argument("kind", required=False, type=click.Choice(_KINDS))
 @click.option("--json", "as_json", is_flag=True, help="One JSON array, for programs.")
 @click.option("--options", is_flag=True, help="With the options of each component.")
-def catalog(kind: str | None, as_json: bool, options: bool) -> None:
+@click.option("--markdown", is_flag=True, help="A table and a section each, for a page of docs.")
+def catalog(kind: str | None, as_json: bool, options: bool, markdown: bool) -> None:
     """List every component there is, plugins included: of one KIND or of all.
 
-    A plugin that cannot be imported is listed with the reason; it is an error only where a config
-    names it.
+    Of a detector it tells what it reads and what it costs per sample beside the forward pass: C
+    classes, D features, N stored samples, HW positions of a map. A plugin that cannot be imported
+    is listed with the reason; it is an error only where a config names it.
     """
-    rows = [row for name in ([kind] if kind else _KINDS) for row in _rows(name)]
+    if as_json and markdown:
+        raise click.UsageError("--json and --markdown: give one of them")
+    rows = [row for name in ([kind] if kind else _KINDS) for row in rows_of(name)]
+    if markdown:
+        from oodmon.cli.markdown import entries, overview
+
+        for name in dict.fromkeys(row["kind"] for row in rows):
+            of_kind = [row for row in rows if row["kind"] == name]
+            click.echo(f"## {name}\n\n{overview(of_kind)}\n{entries(of_kind)}")
+        return
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
@@ -45,6 +57,7 @@ def _lines(row: dict[str, Any], options: bool) -> list[str]:
     lines = [f"  {row['name']:<{_WIDTH}} {row['summary']}"]
     notes = [row["stability"], row["module"]]
     notes += [f"reads {row['reads']}"] if row["reads"] else []
+    notes += [f"costs {row['cost']}"] if row["cost"] else []
     notes += [row["paper"]] if row["paper"] else []
     lines.append(f"  {'':<{_WIDTH}} {click.style(' · '.join(notes), dim=True)}")
     if options:
@@ -56,7 +69,8 @@ def _lines(row: dict[str, Any], options: bool) -> list[str]:
     return lines
 
 
-def _rows(kind: str) -> list[dict[str, Any]]:
+def rows_of(kind: str) -> list[dict[str, Any]]:
+    """What is known of every component of a kind, broken plugins last."""
     from oodmon.registry import kinds
 
     registry = kinds[kind]
@@ -71,8 +85,12 @@ def _rows(kind: str) -> list[dict[str, Any]]:
                 "stability": getattr(cls, "stability", ""),
                 "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
                 "module": cls.__module__,
+                "doc": inspect.getdoc(cls) or "",
                 "paper": f"{paper.authors}, {paper.venue} {paper.year}" if paper else "",
+                "title": paper.title if paper else "",
+                "url": paper.url if paper else "",
                 "reads": _reads(cls),
+                "cost": getattr(cls, "cost", ""),
                 "options": _options(cls),
             }
         )
@@ -88,12 +106,14 @@ def _reads(cls: type[Any]) -> str:
     if not issubclass(cls, Detector):
         return ""
     try:
-        reads = cls().reads()
+        reads = cls().pin(_LAYERS).reads()
     except Exception:  # no defaults: it depends on its options
         return "what its options name"
-    parts = [*reads.layers]
-    parts += [what for what in ("logits", "inputs", "labels", "model") if getattr(reads, what)]
-    return ", ".join(parts) or "layers"
+    parts = [("", "a layer", "layers")[min(len(reads.layers), 2)]]
+    parts += [what for what in ("logits", "inputs") if getattr(reads, what)]
+    parts += ["further passes of the model"] if reads.model else []
+    parts += ["labels while learning"] if reads.labels else []
+    return ", ".join(part for part in parts if part)
 
 
 def _options(cls: type[Any]) -> list[dict[str, Any]]:

@@ -106,6 +106,7 @@ class DUQ(Detector):
         "https://arxiv.org/abs/2003.02037",
     )
     stability: ClassVar[Stability] = "beta"
+    cost: ClassVar[str] = "M·C·D"
 
     def __post_init__(self) -> None:
         for option, value, allowed in (

@@ -84,6 +84,7 @@ class Gram(Detector):
         "https://arxiv.org/abs/1912.12510",
     )
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "powers·D·HW"
 
     def __post_init__(self) -> None:
         for option, value, allowed in (

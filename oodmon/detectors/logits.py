@@ -217,6 +217,7 @@ class MSP(Detector):
         "https://arxiv.org/abs/1610.02136",
     )
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "C"
 
     def __post_init__(self) -> None:
         _positive("msp", self.temperature)
@@ -269,6 +270,7 @@ class MaxLogit(Detector):
         "https://arxiv.org/abs/1911.11132",
     )
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "C"
 
     def reads(self) -> Reads:
         """Logits."""
@@ -302,6 +304,7 @@ class Energy(Detector):
         "https://arxiv.org/abs/2010.03759",
     )
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "C"
 
     def __post_init__(self) -> None:
         _positive("energy", self.temperature)
@@ -333,6 +336,7 @@ class Entropy(Detector):
 
     paper: ClassVar[Paper | None] = MSP.paper
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "C"
 
     def __post_init__(self) -> None:
         _positive("entropy", self.temperature)

@@ -25,10 +25,12 @@ class Honest(Detector):
     Reads      layers[layer] (B, D)
     Learns     mean (D,)
     Score      |x - mean|, >= 0
-    Reference  a test
+    Reference  no paper, a test
     """
 
     layer: str = "features"
+
+    cost: ClassVar[str] = "D"
 
     def reads(self) -> Reads:
         return Reads(layers=(self.layer,))
@@ -310,6 +312,16 @@ class DoesWithoutTheModel(OnProbe):
         return super().score(acts, state)
 
 
+class CostsNobodyKnows(Honest):
+    """Reference  no paper, and no cost"""
+
+    cost: ClassVar[str] = ""
+
+
+class FromNowhere(Honest):
+    """Reference  Someone, somewhere"""
+
+
 Check = Callable[[Detector], None]
 
 BROKEN: dict[Check, tuple[Detector, ...]] = {
@@ -336,6 +348,7 @@ BROKEN: dict[Check, tuple[Detector, ...]] = {
     checks.check_foreign_state_is_refused: (TakesAnyState(),),
     checks.check_options_survive_yaml: (HoldsAnObject(), HoldsATable()),
     checks.check_docstring_block: (Undocumented(),),
+    checks.check_cost_and_paper_are_told: (CostsNobodyKnows(), FromNowhere()),
     checks.check_nothing_is_kept: (Hoards(),),
     checks.check_nothing_waits_for_the_device: (AsksTheHost(), PicksByMask(), ReturnsNumbers()),
     probing.check_the_model_is_left_alone: (

@@ -263,6 +263,17 @@ def check_docstring_block(detector: Detector) -> None:
     assert not missing, f"the docstring of {type(detector).__name__} has no line for {missing}"
 
 
+def check_cost_and_paper_are_told(detector: Detector) -> None:
+    """The class says what it costs, and its paper, or in the Reference line that there is none."""
+    cls = type(detector)
+    assert cls.cost, f"{cls.__name__}.cost is empty: what is its cost per sample, in C, D, N or HW?"
+    lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
+    none = any(line.startswith("Reference") and "no paper" in line for line in lines)
+    assert (cls.paper is None) == none, (
+        f"{cls.__name__} has {'a' if cls.paper else 'no'} paper; its Reference line says otherwise"
+    )
+
+
 def check_nothing_is_kept(detector: Detector) -> None:
     """Memory is bounded: no batch outlives its scoring, and options stay as they were."""
     scorer, before = learnt(detector), repr(detector)
@@ -339,6 +350,7 @@ CHECKS: Final[tuple[Callable[[Detector], None], ...]] = (
     check_foreign_state_is_refused,
     check_options_survive_yaml,
     check_docstring_block,
+    check_cost_and_paper_are_told,
     check_nothing_is_kept,
     check_nothing_waits_for_the_device,
     check_the_model_is_left_alone,

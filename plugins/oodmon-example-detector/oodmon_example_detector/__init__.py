@@ -44,6 +44,7 @@ class CosineMean(Detector):
         "https://arxiv.org/abs/1905.10628",
     )
     stability: ClassVar[Stability] = "stable"
+    cost: ClassVar[str] = "C·D"
 
     def pin(self, layers: Sequence[str]) -> CosineMean:
         """The last layer that is tapped, where none was named."""
