@@ -133,8 +133,6 @@ class Pipeline:
         if pane + step > self._windows.closed_until:
             scored = {n: self.calibrations[n] for n, good in usable.items() if good}
             self._flagged.add(batch, scored, pane)
-            if not batch.repeats:
-                self.samples += batch.rows
         notices: list[Fact] = [
             self._notice(batch, f"{batch.sequence}/{index}", text)
             for index, text in enumerate(batch.notices)
@@ -192,6 +190,8 @@ class Pipeline:
         end = closings[0].pane.end
         windows = [closed.window for closed in closings]
         self.windows_closed += 1
+        # Of closed panes alone: what has arrived by now depends on the order of arrival.
+        self.samples += sum(closed.pane.samples for closed in closings)
         counts: dict[str, npt.NDArray[np.int64]] = {}
         for closed in closings:
             for name, histogram in closed.pane.detectors.items():

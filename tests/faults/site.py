@@ -310,11 +310,6 @@ daemon:
             "notices": store.notices(),
             "agents": store.agents(),
         }
-        for row in tables["alerts"]:
-            # How many samples had arrived when a window closed: the order of arrival of what three
-            # processes write at once decides that, in every run anew.
-            row["evidence"].pop("samples")
-            row["resolution"].pop("samples", None)
         self.outcome.facts = {
             name: sorted(json.dumps(row, sort_keys=True, default=str) for row in rows)
             for name, rows in tables.items()
