@@ -29,12 +29,14 @@ from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
 from oodmon.trust import check_unshared
 
-__all__ = ["NORMAL_SCORES", "Calibration"]
+__all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "expected_errors"]
 
 _SCHEMA: Final = "oodmon.calibration/2"
 _FIRST: Final = "oodmon.calibration/1"
 """Files without predicted classes; read as such."""
 _MAX_SCORES: Final = 10_000_000
+EXPECTED_ERROR: Final = "expected_error"
+"""`Calibration.measures` of scores that are the probability of a wrong answer."""
 
 
 def _normal_scores() -> npt.NDArray[np.float64]:
@@ -50,6 +52,12 @@ NORMAL_SCORES: Final = _normal_scores()
 """float64 (64,): mean of the normal score Phi^-1(1 - p) over each bin of `BIN_EDGES`, p uniform."""
 
 
+def expected_errors(scores: npt.NDArray[np.floating[Any]]) -> int:
+    """Sum of probabilities (n,) in millionths, NaN left out: a whole number adds in any order."""
+    shares = np.clip(np.asarray(scores, np.float64), 0.0, 1.0)
+    return int(np.rint(np.nan_to_num(shares, nan=0.0) * 1e6).astype(np.int64).sum())
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """Held-out scores of one detector, sorted.
@@ -61,6 +69,7 @@ class Calibration:
         predicted: int32 (n,) the class predicted for each of them, or empty where none is known.
         origin: where the scores come from, in words, where they are not of `oodmon fit`: what was
             accepted, when and by whom.
+        measures: what a score is beside a rank (`Detector.measures`).
     """
 
     detector: str
@@ -68,6 +77,7 @@ class Calibration:
     scores: npt.NDArray[np.float32]
     predicted: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     origin: str = ""
+    measures: str = ""
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +106,7 @@ class Calibration:
         digest: str,
         scores: npt.NDArray[np.floating[Any]],
         predicted: npt.NDArray[np.integer[Any]] | None = None,
+        measures: str = "",
     ) -> Calibration:
         """Calibrate on held-out scores; rows that the detector could not score are left out."""
         values = np.asarray(scores, np.float32).ravel()
@@ -104,7 +115,7 @@ class Calibration:
         classes = np.empty(0, np.int32)
         if predicted is not None and len(predicted):
             classes = np.asarray(predicted).astype(np.int32)[order]
-        return Calibration(detector, digest, values[order], classes)
+        return Calibration(detector, digest, values[order], classes, measures=measures)
 
     @property
     def fingerprint(self) -> str:
@@ -166,7 +177,12 @@ class Calibration:
         counts = np.bincount(self.bins(self.scores), minlength=len(BIN_EDGES) - 1)
         picks = np.unique(np.linspace(0, n - 1, min(n, SAMPLE_SIZE)).round().astype(np.int64))
         histogram = Histogram(
-            counts.astype(np.int64), 0, picks.astype(np.uint64), self.scores[picks]
+            counts.astype(np.int64),
+            0,
+            picks.astype(np.uint64),
+            self.scores[picks],
+            judged=n if self.measures == EXPECTED_ERROR else 0,
+            errors=expected_errors(self.scores) if self.measures == EXPECTED_ERROR else 0,
         )
         labels, seen = np.unique(self.predicted[self.predicted >= 0], return_counts=True)
         classes = dict(zip(labels.tolist(), seen.tolist(), strict=True))
@@ -188,6 +204,7 @@ class Calibration:
                 "detector": self.detector,
                 "digest": self.digest,
                 "origin": self.origin,
+                "measures": self.measures,
                 "samples": json.dumps(len(self.scores)),
             },
         )
@@ -218,5 +235,7 @@ class Calibration:
             raise StateError(f"{path}: scores are {scores.dtype}, expected float32")
         if predicted.dtype != np.int32:
             raise StateError(f"{path}: predicted classes are {predicted.dtype}, expected int32")
-        detector, digest, origin = (meta.get(key, "") for key in ("detector", "digest", "origin"))
-        return Calibration(detector, digest, scores, predicted, origin)
+        detector, digest, origin, measures = (
+            meta.get(key, "") for key in ("detector", "digest", "origin", "measures")
+        )
+        return Calibration(detector, digest, scores, predicted, origin, measures)

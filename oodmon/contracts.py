@@ -204,6 +204,8 @@ class Detector(ABC):
     cost: ClassVar[str] = ""
     """Per sample, beside the forward pass: "C", "C·D", "D²", "N·D", "network" (C classes, D
     features, N stored samples)."""
+    measures: ClassVar[str] = ""
+    """What a score is beside a rank: "expected_error" is the probability of a wrong answer."""
 
     @abstractmethod
     def reads(self) -> Reads:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import NORMAL_SCORES
+from oodmon.calibration import NORMAL_SCORES, expected_errors
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, ScoreBatch, Window
 
 __all__ = ["Bins", "Cell", "Stream", "dense"]
@@ -36,6 +36,8 @@ class Stream:
     sample: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     pairs: int = 0
     jumps: int = 0
+    judged: int = 0
+    errors: int = 0
 
     @property
     def bound(self) -> int:
@@ -84,6 +86,7 @@ class Cell:
         rows: npt.NDArray[np.intp] | None,
         origin: str,
         last: dict[str, int],
+        judging: Collection[str] = (),
     ) -> None:
         """Add the rows of one batch that belong here.
 
@@ -93,6 +96,7 @@ class Cell:
             rows: which rows; None means all.
             origin: names the source and the segment.
             last: normal score of the last sample of each origin and detector; kept up to date.
+            judging: detectors whose scores are the probability of a wrong answer.
         """
         if not batch.repeats:
             self.samples += batch.rows if rows is None else len(rows)
@@ -111,6 +115,10 @@ class Cell:
             stream.invalid += int(counted[0])
             stream.counts += counted[1:]
             stream.pair(found, f"{origin}\0{name}", last)
+            if name in judging:
+                scores = batch.scores[name] if rows is None else batch.scores[name][rows]
+                stream.judged += int(counted[1:].sum())
+                stream.errors += expected_errors(scores[found >= 0])
             if len(candidates):
                 valid = candidates[found[candidates] >= 0]
                 scores = batch.scores[name]
@@ -131,7 +139,16 @@ class Cell:
     def window(self, model: str, version: str, segment: str, start: int, end: int) -> Window:
         """What was counted, as a record."""
         detectors = {
-            name: Histogram(s.counts.copy(), s.invalid, s.keys, s.sample, s.pairs, s.jumps)
+            name: Histogram(
+                s.counts.copy(),
+                s.invalid,
+                s.keys,
+                s.sample,
+                s.pairs,
+                s.jumps,
+                s.judged,
+                s.errors,
+            )
             for name, s in sorted(self.streams.items())
         }
         return Window(

@@ -239,6 +239,8 @@ class Histogram:
         pairs: neighbouring samples of one source that were both scored.
         jumps: sum over these pairs of the squared difference of their normal scores, in
             millionths; against the spread it tells how correlated the traffic is.
+        judged: samples whose score is the probability of a wrong answer; 0 for other detectors.
+        errors: sum of these probabilities, in millionths.
 
     The keys make the raw sample a uniform one whatever the order of arrival, and mergeable.
     """
@@ -249,6 +251,8 @@ class Histogram:
     sample: npt.NDArray[np.float32]
     pairs: int = 0
     jumps: int = 0
+    judged: int = 0
+    errors: int = 0
 
     def __post_init__(self) -> None:
         bins = len(BIN_EDGES) - 1
@@ -276,6 +280,11 @@ class Histogram:
         """Samples with a score."""
         return int(self.counts.sum())
 
+    @property
+    def accuracy(self) -> float:
+        """Estimated share of right answers; NaN where the scores do not tell it."""
+        return 1.0 - self.errors / 1e6 / self.judged if self.judged else float("nan")
+
     def __add__(self, other: Histogram) -> Histogram:
         keys = np.concatenate([self.keys, other.keys])
         sample = np.concatenate([self.sample, other.sample])
@@ -287,6 +296,8 @@ class Histogram:
             sample[order],
             self.pairs + other.pairs,
             self.jumps + other.jumps,
+            self.judged + other.judged,
+            self.errors + other.errors,
         )
 
 

@@ -8,7 +8,7 @@ the watermark has passed its end by the allowed lateness, or when `advance` says
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,12 +85,20 @@ class Windows:
     """The open panes of one model: a fold over batches.
 
     Memory is bounded by the lateness and the number of segments, whatever the traffic.
+
+    Args:
+        model, version: what is served.
+        options: how event time is cut.
+        judging: detectors whose scores are the probability of a wrong answer.
     """
 
-    def __init__(self, model: str, version: str, options: Windowing) -> None:
+    def __init__(
+        self, model: str, version: str, options: Windowing, judging: Collection[str] = ()
+    ) -> None:
         self.model = model
         self.version = version
         self.options = options
+        self.judging = frozenset(judging)
         self.watermark = 0
         self.closed_until = 0
         self.segments: dict[str, None] = {}
@@ -130,7 +138,8 @@ class Windows:
         if late:
             cell.late += batch.rows if rows is None else len(rows)
         else:
-            cell.count(batch, bins, rows, f"{batch.source}\0{segment}", self.last)
+            origin = f"{batch.source}\0{segment}"
+            cell.count(batch, bins, rows, origin, self.last, self.judging)
 
     def _cell(self, cells: dict[str, Cell], segment: str) -> Cell:
         segment = self.place(segment)
@@ -215,7 +224,8 @@ class Windows:
                     "late": pane.late,
                     "detectors": names,
                     "sums": [
-                        [h.invalid, h.pairs, h.jumps] for h in (pane.detectors[n] for n in names)
+                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors]
+                        for h in (pane.detectors[n] for n in names)
                     ],
                     "predicted": [[label, seen] for label, seen in pane.predicted.items()],
                 }
@@ -252,8 +262,7 @@ class Windows:
                     int(sums[number][0]),
                     np.array(arrays[f"{at}/keys"], np.uint64),
                     np.array(arrays[f"{at}/sample"], np.float32),
-                    int(sums[number][1]),
-                    int(sums[number][2]),
+                    *(int(value) for value in sums[number][1:]),
                 )
             cell.bound = max((s.bound for s in cell.streams.values()), default=cell.bound)
             start, segment = _whole(row["start"]), str(row["segment"])

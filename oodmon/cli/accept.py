@@ -138,7 +138,7 @@ def _calibration(old: Calibration, rows: Sequence[Row], by: str) -> Calibration:
         f"{len(found)} scores of traffic from {when(first)} to {when(end)} in place of "
         f"{len(old)}, accepted by {by}"
     )
-    fresh = Calibration.from_scores(old.detector, old.digest, found)
+    fresh = Calibration.from_scores(old.detector, old.digest, found, measures=old.measures)
     return dataclasses.replace(fresh, origin=origin)
 
 

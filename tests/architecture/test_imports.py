@@ -128,7 +128,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # The two files that make the system known are read whole, so they stay whole.
-LONGEST = {"records.py": 470, "contracts.py": 480}
+LONGEST = {"records.py": 485, "contracts.py": 480}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent", "scoring"}
 TORCH_FILES = ("checks/detectors", "checks/taps")
