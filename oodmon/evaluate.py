@@ -14,7 +14,16 @@ import numpy.typing as npt
 
 from oodmon.errors import ContractError
 
-__all__ = ["Evaluation", "aupr_in", "aupr_out", "auroc", "evaluate", "fpr95_ood", "tnr_at_tpr95"]
+__all__ = [
+    "Evaluation",
+    "aupr_in",
+    "aupr_out",
+    "auroc",
+    "evaluate",
+    "fpr95_ood",
+    "roc",
+    "tnr_at_tpr95",
+]
 
 Scores = npt.ArrayLike
 
@@ -40,6 +49,11 @@ class Evaluation:
     ties: float
     ids: int
     oods: int
+
+    @property
+    def fpr95_id(self) -> float:
+        """Share of OOD accepted at the threshold that keeps 95 % of ID; lower is better."""
+        return 1.0 - self.tnr_at_tpr95
 
 
 def evaluate(ids: Scores, oods: Scores) -> Evaluation:
@@ -95,6 +109,18 @@ def fpr95_ood(ids: Scores, oods: Scores) -> float:
     place = len(outside) - -(-95 * len(outside) // 100)
     threshold = np.partition(outside, place)[place]
     return float(np.mean(inside >= threshold))
+
+
+def roc(ids: Scores, oods: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Shares of ID flagged and of OOD caught, at every threshold from the strictest to none.
+
+    Two arrays (m,), both from 0 to 1 and never falling; ties are one step, drawn as a slope.
+    """
+    inside, outside = _steps(ids, oods)
+    flagged, caught = (
+        np.concatenate([[0.0], np.cumsum(side[::-1]) / side.sum()]) for side in (inside, outside)
+    )
+    return flagged, caught
 
 
 def _checked(ids: Scores, oods: Scores) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 import click
 
-from oodmon.cli.named import is_named, model_of, named
+from oodmon.cli.bars import Bars
+from oodmon.cli.data import Form, data_options, require_torch, source_of
+from oodmon.cli.named import is_named, model_of
 from oodmon.cli.options import config_argument
 from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
     from oodmon.fitting import Fitting, Source
 
 __all__ = ["fit"]
 
 
-def _size(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    del context, parameter
-    if value is None:
-        return None
-    height, _, width = value.partition("x")
-    if not (height.isdigit() and (width or height).isdigit() and int(height)):
-        raise click.BadParameter("expected HEIGHTxWIDTH, such as 224x224")
-    return int(height), int(width or height)
-
-
 @click.command()
 @config_argument
 @click.argument("data")
-@click.option("--model", help="The model, as package.module:name (a model, or makes one).")
-@click.option("--transform", help="Applied to each image or row, as package.module:name.")
+@data_options
 @click.option("--learn-share", default=0.5, show_default=True, help="The rest calibrates.")
 @click.option("--seed", default=0, show_default=True, help="Of the split and of the detectors.")
-@click.option("--batch-size", default=256, show_default=True, type=click.IntRange(1))
-@click.option("--device", default="", help="Such as cuda; by default where the model is.")
 @click.option("--in-order", is_flag=True, help="DATA is in the order as served.")
 @click.option(
     "--window-samples",
@@ -47,8 +36,6 @@ def _size(context: click.Context, parameter: click.Parameter, value: str | None)
     type=click.IntRange(8, 100_000),
     help="In a window, about: what thresholds of drift tests are found with.",
 )
-@click.option("--image-size", callback=_size, help="Resize images of a folder, HEIGHTxWIDTH.")
-@click.option("--image-mode", default="RGB", type=click.Choice(["RGB", "L"]), show_default=True)
 def fit(
     config: str,
     data: str,
@@ -82,21 +69,17 @@ def fit(
     """
     if not 0.0 < learn_share < 1.0:
         raise click.BadParameter(f"{learn_share} is not in (0, 1)", param_hint="--learn-share")
-    try:
-        import torch  # noqa: F401  # tells early, and in plain words, what is missing
-    except ImportError:
-        raise click.UsageError("fitting needs torch: pip install 'oodmon[torch]'") from None
+    require_torch("fitting")
     from oodmon.config.build import agent_half
     from oodmon.config.parse import load
     from oodmon.fitting import fit as learn
 
     checked = load(config, "agent")
     half = agent_half(checked)
-    found, source = _source(
-        data, model, transform, batch_size, seed, image_size=image_size, image_mode=image_mode
-    )
+    form = Form(transform, batch_size, seed, image_size, image_mode)
+    found, source = _model_and_source(data, model, form)
     click.echo(f"reference: {source.told}")
-    with _Bars() as bars:
+    with Bars() as bars:
         fitting = learn(
             found,
             source,
@@ -115,51 +98,13 @@ def fit(
     promise(config, fitting, window_samples, in_order=in_order, seed=seed)
 
 
-def _source(
-    data: str,
-    model: str | None,
-    transform: str | None,
-    batch_size: int,
-    seed: int,
-    *,
-    image_size: tuple[int, int] | None,
-    image_mode: str,
-) -> tuple[torch.nn.Module, Source]:
-    from torch import nn
-
-    from oodmon.fitting import sources
-
-    change = named(transform, "--transform") if transform else None
-    path = Path(data)
-    if is_named(data) and not path.exists():
-        if change is not None:
-            raise click.UsageError("--transform is for files and folders; do it in the function")
-        made = named(data, "DATA")
-        made = made() if callable(made) and not hasattr(made, "__getitem__") else made
-        if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
-            own, made = made
-            return own, sources.from_data(made, batch_size=batch_size, seed=seed)
-        if model is None:
-            raise click.UsageError("DATA returned no model; name it with --model")
-        source = sources.from_data(made, batch_size=batch_size, seed=seed)
-    elif model is None:
+def _model_and_source(data: str, model: str | None, form: Form) -> tuple[nn.Module, Source]:
+    if model is None and not is_named(data):
         raise click.UsageError("--model is needed with a file or a folder")
-    elif path.is_dir():
-        source = sources.from_images(
-            path,
-            batch_size=batch_size,
-            seed=seed,
-            size=image_size,
-            mode=image_mode,
-            transform=change,
-        )
-    elif path.suffix == ".npz" and path.exists():
-        source = sources.from_npz(path, batch_size=batch_size, seed=seed, transform=change)
-    else:
-        raise click.UsageError(
-            f"DATA: {data!r} is neither package.module:function, an .npz file, nor a folder"
-        )
-    return model_of(model), source
+    own, source = source_of(data, form)
+    if own is None and model is None:
+        raise click.UsageError("DATA returned no model; name it with --model")
+    return model_of(str(model)) if own is None else own, source
 
 
 def _write(fitting: Fitting, states: str) -> Path:
@@ -208,32 +153,3 @@ def _tell(fitting: Fitting, folder: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
-
-
-class _Bars:
-    """One progress bar per stage, on standard error."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description:>16}"),
-            BarColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-        )
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def __call__(self, stage: str, done: float, note: str) -> None:
-        if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(stage, total=1.0, note="")
-        self._progress.update(self._tasks[stage], completed=done, note=note)

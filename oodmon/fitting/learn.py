@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from oodmon.calibration import Calibration
-from oodmon.contracts import Detector, Probe, Reads, Tap, Visit
+from oodmon.contracts import Detector, Probe, Reads, Tap
 from oodmon.detectors import Reference, Scorer
 from oodmon.errors import ContractError
+from oodmon.fitting.reading import Reading, place_of, reads_of
 from oodmon.fitting.shares import Shares, moved
-from oodmon.fitting.sources import Batch, Source
-from oodmon.records import Activations
+from oodmon.fitting.sources import Source
 from oodmon.taps.layout import head_of
 from oodmon.taps.twin import Twin
 
@@ -124,19 +124,20 @@ def fit(
     tell = progress or _quiet
     if device:
         model = model.to(device)
-    place = next(model.parameters(), torch.empty(0)).device
+    place = place_of(model)
     offered = tap.offers(model) if hasattr(tap, "offers") else ()
     pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
         shares = Shares(Path(scratch), learn_share, seed, _RUN if in_order else 1)
-        found = _run(model, source, tap, _reads(pinned), place, shares, tell)
+        reads = reads_of(pinned.values())
+        found = _run(model, source, tap, reads, shares, tell)
         if min(shares.learn.rows, shares.calibrate.rows) < _LEAST:
             raise ContractError(
                 f"{shares.learn.rows} samples to learn from and {shares.calibrate.rows} to "
                 f"calibrate with are too few; at least {_LEAST} of each are needed"
             )
         head = head_of(getattr(model, "_orig_mod", model))
-        twin = getattr(tap, "twin", Twin)(model) if _reads(pinned).model else None
+        twin = getattr(tap, "twin", Twin)(model) if reads.model else None
         fitted = {
             name: _fit_one(
                 name, detector, shares, head, seed, place, tell, model_name, version, twin
@@ -184,7 +185,9 @@ def _fit_one(
         raise ContractError(
             f"detector {name!r} could score {len(valid)} of {len(scores)} held-out samples"
         )
-    calibration = Calibration.from_scores(name, scorer.digest, scores, classes)
+    calibration = Calibration.from_scores(
+        name, scorer.digest, scores, classes, measures=detector.measures
+    )
     tell(name, 1.0, "done")
     return Fitted(
         scorer,
@@ -208,100 +211,18 @@ def _predicted(shares: Shares) -> npt.NDArray[np.int64]:
 
 
 def _run(
-    model: nn.Module,
-    source: Source,
-    tap: Tap,
-    reads: Reads,
-    device: torch.device,
-    shares: Shares,
-    tell: Progress,
+    model: nn.Module, source: Source, tap: Tap, reads: Reads, shares: Shares, tell: Progress
 ) -> tuple[str, ...]:
     """Every sample through the tapped model once; what the tap found."""
-    modes = [(module, module.training) for module in model.modules()]
-    seen = _Seen()
-    attached = tap.attach(model, reads, seen)
     done = 0
-    try:
-        model.eval()
+    with Reading(model, tap, reads) as reading:
         for batch in source.batches():
-            with torch.no_grad():
-                model(*_on(batch.arguments, device), **_on(batch.named, device))
-            acts = seen.pass_of(batch)
-            shares.add(dataclasses.replace(acts, labels=batch.labels))
+            acts = reading.read(batch)
+            shares.add(acts)
             done += acts.rows
             tell("tap", done / source.samples if source.samples else 0.0, f"{done} samples")
-    finally:
-        attached.detach()
-        for module, training in modes:
-            module.training = training
     tell("tap", 1.0, f"{done} samples")
-    return attached.found
-
-
-def _reads(detectors: Mapping[str, Detector]) -> Reads:
-    """What all detectors together read, and the logits for the model's accuracy."""
-    all_reads = [detector.reads() for detector in detectors.values()]
-    layers = dict.fromkeys(layer for reads in all_reads for layer in reads.layers)
-    return Reads(
-        tuple(layers),
-        logits=True,
-        inputs=any(reads.inputs for reads in all_reads),
-        model=any(reads.model for reads in all_reads),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    observed_at: int = 0
-
-
-class _Seen:
-    """An intake that keeps the last pass, so that fitting reads what serving will read."""
-
-    def __init__(self) -> None:
-        self._last: Activations | None = None
-        self._why = ""
-
-    def admit(self, rows: int) -> Visit | None:
-        """Every pass is wanted."""
-        del rows
-        self._last, self._why = None, ""
-        return _Pass()
-
-    def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
-        """Keep it."""
-        del visit, tap_seconds
-        self._last, self._why = acts, remark
-
-    def fail(self, visit: Visit, rows: int, why: str) -> None:
-        """Remember why, for the message."""
-        del visit, rows
-        self._why = why
-
-    def room(self) -> bool:
-        """There is always room."""
-        return True
-
-    def pass_of(self, batch: Batch) -> Activations:
-        """What the tap saw of the batch that just went through."""
-        if self._last is None:
-            raise ContractError(f"the tap read nothing of a batch: {self._why or 'no pass ended'}")
-        if self._last.rows != batch.rows or (
-            batch.labels is not None and len(batch.labels) != self._last.rows
-        ):
-            labels = "no" if batch.labels is None else str(len(batch.labels))
-            raise ContractError(
-                f"a batch of {batch.rows} inputs and {labels} labels gave {self._last.rows} rows"
-            )
-        return self._last
-
-
-def _on(values: Any, device: torch.device) -> Any:
-    if isinstance(values, Mapping):
-        return {name: _on(value, device) for name, value in values.items()}
-    if isinstance(values, tuple):
-        return tuple(_on(value, device) for value in values)
-    return values.to(device) if isinstance(values, Tensor) else values
+    return reading.found
 
 
 def _quiet(stage: str, done: float, note: str) -> None:

@@ -100,15 +100,18 @@ def from_data(data: Any, *, batch_size: int, seed: int) -> Source:
     return Source(lambda: map(_batch, iter(data)), samples, f"batches of a {type(data).__name__}")
 
 
-def from_npz(path: Path, *, batch_size: int, seed: int, transform: Any = None) -> Source:
+def from_npz(
+    path: Path, *, batch_size: int, seed: int, transform: Any = None, labelled: bool = True
+) -> Source:
     """Arrays ``inputs`` (as they are) or ``images`` (see `_images`), and ``labels`` if there.
 
-    Nothing is unpickled. `ContractError` says what the file holds instead.
+    Nothing is unpickled. With `labelled` off the labels are left alone, and every row is taken.
+    `ContractError` says what the file holds instead.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
             inputs = next((name for name in _INPUTS if name in file), None)
-            labels = next((name for name in _LABELS if name in file), None)
+            labels = next((name for name in _LABELS if labelled and name in file), None)
             if inputs is None:
                 raise ContractError(
                     f"{path}: expected an array called {' or '.join(_INPUTS)}, found "
@@ -138,8 +141,11 @@ def from_images(
     size: tuple[int, int] | None = None,
     mode: str = "RGB",
     transform: Any = None,
+    labelled: bool = True,
 ) -> Source:
     """A folder with one sub-folder of images per class; labels count the classes in sorted order.
+
+    With `labelled` off the images may lie anywhere in the folder, and have no labels.
 
     Images become float tensors (channels, height, width) in [0, 1], resized to `size` (height,
     width) where it is given; `transform` takes the Pillow image instead. Needs Pillow.
@@ -150,13 +156,15 @@ def from_images(
         raise ContractError(
             "reading an image folder needs Pillow: pip install pillow (or give an .npz file)"
         ) from None
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if labelled else ["."]
     files = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in _SUFFIXES
     ]
+    if not files and not labelled:
+        raise ContractError(f"{folder}: there is no image in it")
     if not files:
         raise ContractError(
             f"{folder}: expected one sub-folder of images per class, found "
@@ -186,10 +194,11 @@ def from_images(
                     f"{folder}: images have several sizes ({min(shapes)}, "
                     f"{max(shapes)}, …); give one with --image-size"
                 )
-            labels = torch.tensor([files[index][1] for index in chosen])
+            labels = torch.tensor([files[index][1] for index in chosen]) if labelled else None
             yield Batch((torch.stack(tensors),), {}, labels)
 
-    return Source(batches, len(files), f"{len(files)} images of {len(classes)} classes in {folder}")
+    of = f" of {len(classes)} classes" if labelled else ""
+    return Source(batches, len(files), f"{len(files)} images{of} in {folder}")
 
 
 def _from_arrays(

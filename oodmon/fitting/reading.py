@@ -1,0 +1,125 @@
+"""The tapped model over a data set, so that what is read here is what serving will read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from oodmon.contracts import Detector, Reads, Tap, Visit
+from oodmon.errors import ContractError
+from oodmon.fitting.sources import Batch
+from oodmon.records import Activations
+
+__all__ = ["Reading", "place_of", "reads_of"]
+
+
+def reads_of(detectors: Iterable[Detector]) -> Reads:
+    """What all detectors together read, and the logits for the model's accuracy."""
+    all_reads = [detector.reads() for detector in detectors]
+    layers = dict.fromkeys(layer for reads in all_reads for layer in reads.layers)
+    return Reads(
+        tuple(layers),
+        logits=True,
+        inputs=any(reads.inputs for reads in all_reads),
+        model=any(reads.model for reads in all_reads),
+    )
+
+
+def place_of(model: nn.Module) -> torch.device:
+    """Where the model's weights are."""
+    return next(model.parameters(), torch.empty(0)).device
+
+
+class Reading:
+    """A model with its tap attached, in evaluation mode; at the end it is left as it was.
+
+    Use it as a context. `found` says what the tap reads, one sentence each.
+    """
+
+    def __init__(self, model: nn.Module, tap: Tap, reads: Reads) -> None:
+        self._model = model
+        self._device = place_of(model)
+        self._modes = [(module, module.training) for module in model.modules()]
+        self._seen = _Seen()
+        self._attached = tap.attach(model, reads, self._seen)
+        self.found = self._attached.found
+
+    def __enter__(self) -> Self:
+        self._model.eval()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._attached.detach()
+        for module, training in self._modes:
+            module.training = training
+
+    def read(self, batch: Batch) -> Activations:
+        """What the tap saw of this batch, with its labels; one pass without gradients."""
+        with torch.no_grad():
+            self._model(*_on(batch.arguments, self._device), **_on(batch.named, self._device))
+        return dataclasses.replace(self._seen.pass_of(batch), labels=batch.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pass:
+    observed_at: int = 0
+
+
+class _Seen:
+    """An intake that keeps the last pass."""
+
+    def __init__(self) -> None:
+        self._last: Activations | None = None
+        self._why = ""
+
+    def admit(self, rows: int) -> Visit | None:
+        """Every pass is wanted."""
+        del rows
+        self._last, self._why = None, ""
+        return _Pass()
+
+    def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
+        """Keep it."""
+        del visit, tap_seconds
+        self._last, self._why = acts, remark
+
+    def fail(self, visit: Visit, rows: int, why: str) -> None:
+        """Remember why, for the message."""
+        del visit, rows
+        self._why = why
+
+    def room(self) -> bool:
+        """There is always room."""
+        return True
+
+    def pass_of(self, batch: Batch) -> Activations:
+        """What the tap saw of the batch that just went through."""
+        if self._last is None:
+            raise ContractError(f"the tap read nothing of a batch: {self._why or 'no pass ended'}")
+        if self._last.rows != batch.rows or (
+            batch.labels is not None and len(batch.labels) != self._last.rows
+        ):
+            labels = "no" if batch.labels is None else str(len(batch.labels))
+            raise ContractError(
+                f"a batch of {batch.rows} inputs and {labels} labels gave {self._last.rows} rows"
+            )
+        return self._last
+
+
+def _on(values: Any, device: torch.device) -> Any:
+    if isinstance(values, Mapping):
+        return {name: _on(value, device) for name, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_on(value, device) for value in values)
+    return values.to(device) if isinstance(values, Tensor) else values
