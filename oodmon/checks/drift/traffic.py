@@ -42,6 +42,9 @@ DETECTOR: Final = "scored"
 _RAW: Final = -ndtri(np.clip(BIN_EDGES[1:], 1e-9, 1.0 - 1e-9)).astype(np.float32)
 """A raw score for each bin; it falls as the tail probability rises."""
 
+_ERRORS: Final = np.rint(1e6 * (1.0 - (BIN_EDGES[1:] + BIN_EDGES[:-1]) / 2.0) ** 4).astype(np.int64)
+"""Millionths: the scores pass for the probability of a wrong answer, 0.2 on average."""
+
 _SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 """2^64 over the golden ratio: its multiples lie far apart (Knuth, Fibonacci hashing)."""
 
@@ -77,7 +80,14 @@ def window(
     hashed = np.arange(kept, dtype=np.uint64) * _SPREAD + salt
     order = np.argsort(hashed)
     places = np.repeat(np.arange(len(counts)), counts)[np.linspace(0, scored - 1, kept).astype(int)]
-    histogram = Histogram(counts, invalid, hashed[order], _RAW[places[order]])
+    histogram = Histogram(
+        counts,
+        invalid,
+        hashed[order],
+        _RAW[places[order]],
+        judged=scored,
+        errors=int(counts @ _ERRORS),
+    )
     total = scored + invalid
     # The first 40 bins, p <= 0.4, are one class: its share moves with the scores.
     novel = int(counts[:40].sum())
