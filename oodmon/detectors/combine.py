@@ -176,7 +176,7 @@ class Combine(Detector):
     No member's tail probabilities come from samples that it learnt from: those it scores lower
     than fresh ones. "fisher" adds evidence up, and is best where several members see a little;
     "max" follows whichever is surest; "mean" needs most members to agree. Members that are alike
-    count twice in a sum: `oodmon fit --advice catalogue` tells which are. The score is calibrated
+    count twice in a sum: `oodmon advise` tells which are. The score is calibrated
     like any other, so their dependence does not break a promise. Beyond the largest reference
     score p goes on falling as 1 / excess. A row that one member cannot score is NaN. A member that
     reads the model moves the whole into the shadow worker. Paths in members' options are relative
