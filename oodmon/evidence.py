@@ -34,7 +34,8 @@ def evidence(
     Args:
         result: what the rule decided on.
         streams: those with the most evidence, and what the test says of each (`DriftTest.moved`).
-        movements: "classes", "segments" → those that moved most (`Movements.told`).
+        movements: "classes", "segments" → those that moved most (`Movements.told`); "accuracy" →
+            the estimates (`Accuracy.told`).
         novel: flagged samples of late, most novel first.
         promise: how often the test may be wrong, in words.
     """
@@ -89,6 +90,7 @@ def _sentences(
             f"{band['found']} of them are among the most novel {band['p_at_most']:.3g} of the "
             f"reference, where {band['expected']:.3g} were expected."
         )
+    told += [_accuracy(row) for row in movements.get("accuracy", ())[:1]]
     for kind, one in (("classes", "Predicted class"), ("segments", "Segment")):
         if movements.get(kind):
             row = movements[kind][0]
@@ -97,3 +99,16 @@ def _sentences(
                 f"the traffic to {row['share_since']:.1%}."
             )
     return told
+
+
+def _accuracy(row: Moved) -> str:
+    """Whether it matters, as far as can be told without labels."""
+    before, now, error = row["before"], row["now"], row["uncertainty"]
+    since = f"± {error:.1%} in {row['samples']} samples since"
+    if abs(now - before) <= error:
+        return (
+            f"The estimated accuracy is {now:.1%} ({since}), {before:.1%} before: so far the "
+            "change does not seem to matter to the model."
+        )
+    way = "fell" if now < before else "rose"
+    return f"The estimated accuracy {way} from {before:.1%} to {now:.1%} ({since})."

@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import Calibration
+from oodmon.accuracy import Accuracy
+from oodmon.calibration import EXPECTED_ERROR, Calibration
 from oodmon.cells import CONTEXTS, Cells
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
@@ -99,11 +100,13 @@ class Pipeline:
         ranked = {d: Cells(c) if context else c for d, c in self.calibrations.items()}
         self._cells = {d: cells for d, cells in ranked.items() if isinstance(cells, Cells)}
         self._references = {d: c.reference(model, version) for d, c in ranked.items()}
-        self._windows = Windows(model, version, windows)
+        judging = [d for d, c in self.calibrations.items() if c.measures == EXPECTED_ERROR]
+        self._windows = Windows(model, version, windows, judging)
         self._flagged = Flagged(flag_level, flag_fdr)
         self._rules = Rules(rules, {"model": model, "version": version})
         self._streams = Streams(self.tests, self._references)
         self._movements = Movements()
+        self._accuracy = Accuracy({d: w.histogram(d) for d, w in self._references.items()})
         self._novel: list[Exceedance] = []
         self._told: dict[str, None] = {}
         self._pending: list[Notice] = []
@@ -201,7 +204,9 @@ class Pipeline:
             self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[:_MOST_NOVEL]
         panes = [closed.pane for closed in closings]
         results = self._streams.judge(windows, panes)
-        self._movements.take(panes, suspicious=any(is_suspicious(result) for result in results))
+        suspicious = any(is_suspicious(result) for result in results)
+        self._movements.take(panes, suspicious=suspicious)
+        self._accuracy.take(panes, suspicious=suspicious)
         alerts = [self._alert(transition, results, end) for transition in self._rules.step(results)]
         silent = Window(self.model, self.version, "", end - self.windowing.step, end)
         for alert in alerts:
@@ -219,7 +224,7 @@ class Pipeline:
             told |= evidence(
                 result,
                 [(stream, self._streams.moved(stream)) for stream in leading(result, results)],
-                self._movements.told(),
+                {**self._movements.told(), **self._accuracy.told()},
                 self._novel,
                 self.promises().get(result.test, ""),
             )
@@ -268,6 +273,7 @@ class Pipeline:
             "cells": cells,
             "streams": streams,
             "movements": self._movements.freeze(),
+            "accuracy": self._accuracy.freeze(),
             "references": {name: c.fingerprint for name, c in self.calibrations.items()},
             "flagged": self._flagged.freeze(),
             "novel": [asdict(exceedance) for exceedance in self._novel],
@@ -308,6 +314,7 @@ class Pipeline:
         self._windows.thaw(state["watermark"], self._aligned(state["closed_until"]), arrays, cells)
         self._streams.thaw(arrays, state["streams"], known)
         self._movements.thaw(state["movements"])
+        self._accuracy.thaw(state["accuracy"])
         self._novel = [Exceedance(**row) for row in state["novel"]]
         self._rules.thaw(state["episodes"])
 

@@ -139,7 +139,11 @@ def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
             parts[0]["late"],
             {
                 row["detector"]: Histogram(
-                    np.array(row["counts"], np.int64), row["invalid"], empty.keys, empty.sample
+                    np.array(row["counts"], np.int64),
+                    row["invalid"],
+                    empty.keys,
+                    empty.sample,
+                    **_judged(row),
                 )
                 for row in parts
                 if row["detector"]
@@ -148,6 +152,14 @@ def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
         )
         for (end, start, segment), parts in sorted(grouped.items(), key=lambda item: item[0])
     ]
+
+
+def _judged(row: Mapping[str, Any]) -> dict[str, int]:
+    """The expected errors, in millionths as they were counted, back from the accuracy."""
+    accuracy = row["estimated_accuracy"]
+    if accuracy is None:
+        return {}
+    return {"judged": row["scored"], "errors": round((1.0 - accuracy) * row["scored"] * 1e6)}
 
 
 def _rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResult], list[Row]]:

@@ -112,6 +112,16 @@ METRICS: Final[dict[str, Metric]] = {
         _counter(
             "oodmon_ood_flagged_total", "Samples at or below the flag level", *_STREAM, "level"
         ),
+        _gauge(
+            "oodmon_estimated_accuracy_ratio",
+            "Share of right answers in the newest window, estimated without labels",
+            *_STREAM,
+        ),
+        _gauge(
+            "oodmon_reference_accuracy_ratio",
+            "The same estimate on the reference: what it was when all was well",
+            "detector",
+        ),
         _counter("oodmon_windows_closed_total", "Windows closed", *_MODEL),
         _gauge(
             "oodmon_window_last_closed_timestamp_seconds",

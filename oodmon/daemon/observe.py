@@ -85,6 +85,9 @@ class Observer:
                 put("oodmon_promised_run_length_windows", windows, test=test)
         for detector, calibration in pipeline.calibrations.items():
             put("oodmon_reference_samples", len(calibration), detector=detector)
+            known = calibration.reference().histogram(detector)
+            if known.judged:
+                put("oodmon_reference_accuracy_ratio", known.accuracy, detector=detector)
             # Up to the bin that holds the level, or the least p that so few scores can give.
             least = max(flag_level, 1 / (len(calibration) + 1)) * (1 - _SLACK)
             self._bins[detector] = int(np.searchsorted(BIN_EDGES[1:], least, side="left")) + 1
@@ -212,6 +215,9 @@ class Observer:
             buckets = np.bincount(_BUCKET, weights=histogram.counts, minlength=len(_DECADES) + 1)
             total = float(histogram.counts @ _MIDDLE)
             self._metrics.observe_counts("oodmon_ood_score", buckets.tolist(), total, **labels)
+            if histogram.judged:
+                accuracy = histogram.accuracy
+                self._metrics.put("oodmon_estimated_accuracy_ratio", accuracy, **labels)
             self._metrics.add("oodmon_scores_invalid_total", histogram.invalid, **labels)
             flagged = int(histogram.counts[: self._bins.get(detector, 0)].sum())
             self._metrics.add("oodmon_ood_flagged_total", flagged, **labels, level=self._level)

@@ -177,6 +177,7 @@ def _histogram(histogram: Histogram) -> Row:
         "share_p05": _share(counts, scored, 0.05),
         "share_p01": _share(counts, scored, 0.01),
         "mean_p": float(counts @ _MIDDLES) / scored if scored else None,
+        "estimated_accuracy": _number(histogram.accuracy),
         "counts": compact(counts.tolist()),
         "raw": compact(_raw(histogram)),
     }

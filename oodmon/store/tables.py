@@ -95,6 +95,7 @@ windows: Final = Table(
     _number("share_p05"),
     _number("share_p01"),
     _number("mean_p"),
+    _number("estimated_accuracy"),
     _text("counts"),
     _text("predicted"),
     _text("raw"),

@@ -42,7 +42,7 @@ def _facts() -> None:
         "windows",
         *_texts("pipeline", "model", "version", "segment", "detector"),
         *_integers("window_start_ns", "window_end_ns", *_COUNTS["windows"]),
-        *_numbers("share_p05", "share_p01", "mean_p"),
+        *_numbers("share_p05", "share_p01", "mean_p", "estimated_accuracy"),
         *_texts("counts", "predicted", "raw"),
         sa.PrimaryKeyConstraint(
             "pipeline",
