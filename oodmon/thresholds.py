@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import Calibration
+from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
 from oodmon.contracts import DriftTest
 from oodmon.errors import StateError
 from oodmon.judged import Judged
@@ -148,7 +148,8 @@ def resampled(
     own = _drawn(n, held.block, n, rng)
     predicted = held.predicted[own] if len(held.predicted) else None
     name = held.calibration.detector
-    drawn = Calibration.from_scores(name, held.calibration.digest, held.scores[own], predicted)
+    measures, digest = held.calibration.measures, held.calibration.digest
+    drawn = Calibration.from_scores(name, digest, held.scores[own], predicted, measures)
     span = round(window_seconds * _SECOND)
     places = _drawn(n, held.block, windows * samples, rng)
     bins = len(BIN_EDGES) - 1
@@ -164,7 +165,16 @@ def resampled(
             if len(held.predicted):
                 seen = np.bincount(held.predicted[rows])
                 classes = {int(label): int(seen[label]) for label in seen.nonzero()[0]}
-            histogram = Histogram(counts[index], 0, keys, held.scores[rows[: len(keys)]])
+            judged = samples if measures == EXPECTED_ERROR else 0
+            errors = expected_errors(held.scores[rows]) if judged else 0
+            histogram = Histogram(
+                counts[index],
+                0,
+                keys,
+                held.scores[rows[: len(keys)]],
+                judged=judged,
+                errors=errors,
+            )
             yield Window(
                 "",
                 "",
