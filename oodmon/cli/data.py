@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodmon.cli.named import is_named, named
+from oodmon.cli.named import is_named, model_of, named
 
 if TYPE_CHECKING:
     from torch import nn
 
     from oodmon.fitting import Source
 
-__all__ = ["Form", "data_options", "require_torch", "source_of"]
+__all__ = ["Form", "data_options", "model_and_source", "require_torch", "source_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +107,13 @@ def source_of(data: str, form: Form, called: str = "DATA") -> tuple[nn.Module | 
     raise click.UsageError(
         f"{called}: {data!r} is neither package.module:function, an .npz file, nor a folder"
     )
+
+
+def model_and_source(data: str, model: str | None, form: Form) -> tuple[nn.Module, Source]:
+    """The model that a function returned beside its data, else the one of `--model`."""
+    if model is None and not is_named(data):
+        raise click.UsageError("--model is needed with a file or a folder")
+    own, source = source_of(data, form)
+    if own is None and model is None:
+        raise click.UsageError("DATA returned no model; name it with --model")
+    return model_of(str(model)) if own is None else own, source

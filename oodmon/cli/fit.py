@@ -9,15 +9,12 @@ from typing import TYPE_CHECKING
 import click
 
 from oodmon.cli.bars import Bars
-from oodmon.cli.data import Form, data_options, require_torch, source_of
-from oodmon.cli.named import is_named, model_of
+from oodmon.cli.data import Form, data_options, model_and_source, require_torch
 from oodmon.cli.options import config_argument
 from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from oodmon.fitting import Fitting, Source
+    from oodmon.fitting import Fitting
 
 __all__ = ["fit"]
 
@@ -77,7 +74,7 @@ def fit(
     checked = load(config, "agent")
     half = agent_half(checked)
     form = Form(transform, batch_size, seed, image_size, image_mode)
-    found, source = _model_and_source(data, model, form)
+    found, source = model_and_source(data, model, form)
     click.echo(f"reference: {source.told}")
     with Bars() as bars:
         fitting = learn(
@@ -96,15 +93,6 @@ def fit(
     folder = _write(fitting, half.states)
     _tell(fitting, folder)
     promise(config, fitting, window_samples, in_order=in_order, seed=seed)
-
-
-def _model_and_source(data: str, model: str | None, form: Form) -> tuple[nn.Module, Source]:
-    if model is None and not is_named(data):
-        raise click.UsageError("--model is needed with a file or a folder")
-    own, source = source_of(data, form)
-    if own is None and model is None:
-        raise click.UsageError("DATA returned no model; name it with --model")
-    return model_of(str(model)) if own is None else own, source
 
 
 def _write(fitting: Fitting, states: str) -> Path:

@@ -183,7 +183,7 @@ class Combine(Detector):
     to the working folder.
     """
 
-    of: tuple[str, ...] = ("energy", "knn")
+    of: tuple[str, ...] = ("energy", "mahalanobis")
     by: Rule = "fisher"
     learn_share: float = 0.7
     rows: int = 20_000

@@ -30,12 +30,12 @@ from oodmon.fitting.sources import Source
 from oodmon.taps.layout import head_of
 from oodmon.taps.twin import Twin
 
-__all__ = ["Fitted", "Fitting", "fit"]
+__all__ = ["RUN", "Fitted", "Fitting", "fit"]
 
 Progress = Callable[[str, float, str], None]
 """Called with a stage (``tap`` or a detector's id), the share of it that is done, and a note."""
 
-_RUN: Final = 256
+RUN: Final = 256
 """Neighbours that stay together in data that is in order."""
 
 _LEAST: Final = 2
@@ -128,7 +128,7 @@ def fit(
     offered = tap.offers(model) if hasattr(tap, "offers") else ()
     pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
-        shares = Shares(Path(scratch), learn_share, seed, _RUN if in_order else 1)
+        shares = Shares(Path(scratch), learn_share, seed, RUN if in_order else 1)
         reads = reads_of(pinned.values())
         found = _run(model, source, tap, reads, shares, tell)
         if min(shares.learn.rows, shares.calibrate.rows) < _LEAST:

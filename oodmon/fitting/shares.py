@@ -79,15 +79,15 @@ class Shares:
     def add(self, acts: Activations) -> None:
         """Take one labelled batch."""
         acts = moved(acts, torch.device("cpu"))
-        chosen = torch.from_numpy(self._chosen(acts.rows))
+        chosen = torch.from_numpy(self.choose(acts.rows))
         self.learn.add(_rows(acts, chosen))
         self.calibrate.add(_rows(acts, ~chosen))
         if acts.labels is not None and acts.logits is not None:
             self._right += int((acts.logits.argmax(1) == acts.labels).sum())
             self._labelled += acts.rows
 
-    def _chosen(self, rows: int) -> npt.NDArray[np.bool_]:
-        """Which of the next rows are to learn from."""
+    def choose(self, rows: int) -> npt.NDArray[np.bool_]:
+        """Which of the next rows are to learn from; each call goes on where the last one ended."""
         if self.run == 1:
             return self._draw.random(rows) < self.learn_share
         runs = (self._seen + np.arange(rows)) // self.run
