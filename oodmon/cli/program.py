@@ -27,6 +27,8 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "init": ("start", "Write a commented config for a model."),
     "check": ("start", "Tell every problem of a config."),
     "fit": ("fit", "Learn states and calibrations from reference data."),
+    "evaluate": ("evaluate", "Tell how well the detectors separate named data sets."),
+    "advise": ("advise", "Try detectors on reference data, and propose a set for a cost."),
     "plan": ("plan", "Simulate a config's drift tests: what they promise and cost."),
     "run": ("run", "Run the daemon."),
     "accept": ("accept", "Adopt what is seen now as the new reference."),

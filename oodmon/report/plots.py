@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC
 from typing import Any, Final
 
-import matplotlib as mpl
 import matplotlib.dates
 import numpy as np
 import numpy.typing as npt
@@ -18,75 +15,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from oodmon.records import BIN_EDGES
+from oodmon.report.canvas import ALARM, MUTED, SERIES, plain, svg
 from oodmon.report.gather import Line, Timeline
 
 __all__ = ["classes", "evidence", "heat", "shares", "tails"]
 
 LEVEL: Final = 0.05
-_WIDTH: Final = 9.6
 _LINES: Final = 4
 _CLASSES: Final = 24
 
-# matplotlib writes colours as #rrggbb; these stand for the page's own and are replaced by them.
-_INK, _MUTED, _GRID, _ALARM = "#010101", "#020202", "#030303", "#040404"
-_SERIES: Final = ("#050501", "#050502", "#050503", "#050504", "#050505", "#050506")
-_VARIABLES: Final = {
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    _ALARM: "var(--alarm)",
-    **{colour: f"var(--series-{place})" for place, colour in enumerate(_SERIES, 1)},
-}
-
 _DATES: Final[Any] = matplotlib.dates  # untyped in matplotlib
-
-_STYLE: Final[Any] = {
-    "text.parse_math": False,  # names are names, whatever signs they hold
-    "svg.fonttype": "none",
-    "svg.hashsalt": "oodmon",
-    "font.size": 9.0,
-    "text.color": _INK,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _GRID,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8.0,
-    "figure.constrained_layout.use": True,
-}
 
 Spans = Sequence[tuple[int, int]]
 """When alarms fired: (start, end) in ns UTC."""
-
-
-def _svg(name: str, height: float, draw: Callable[[Figure], None], described: str) -> str:
-    """Draw a figure and make it part of a page: no namespaces, no ids that clash, page colours."""
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, height))
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = text.replace("xlink:href", "href")
-    text = re.sub(r'\bid="', f'id="{name}-', text)
-    text = re.sub(r'href="#', f'href="#{name}-', text)
-    text = re.sub(r"url\(#", f"url(#{name}-", text)
-    text = re.sub(r"#0[1-5]0[1-5]0[1-6]\b", lambda m: _VARIABLES.get(m[0], m[0]), text)
-    text = text.replace("'DejaVu Sans', ", "")
-    return text.replace("<svg ", f'<svg role="img" aria-label="{described}" ', 1)
 
 
 def _days(times: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
@@ -103,10 +44,10 @@ def _along_time(axes: Axes, bounds: tuple[int, int], alarms: Spans, changed_at: 
     axes.xaxis.set_major_formatter(_DATES.ConciseDateFormatter(locator, tz=UTC))
     for start, end in _merged(alarms):
         low, high = _days(np.array([start, end]))
-        axes.axvspan(low, high, color=_ALARM, alpha=0.13, linewidth=0)
-        axes.axvline(low, color=_ALARM, linewidth=1.0)
+        axes.axvspan(low, high, color=ALARM, alpha=0.13, linewidth=0)
+        axes.axvline(low, color=ALARM, linewidth=1.0)
     if changed_at:
-        axes.axvline(float(_days(np.array([changed_at]))[0]), color=_MUTED, lw=0.9, ls=":")
+        axes.axvline(float(_days(np.array([changed_at]))[0]), color=MUTED, lw=0.9, ls=":")
 
 
 def _merged(spans: Spans) -> list[tuple[int, int]]:
@@ -146,7 +87,7 @@ def evidence(
         for axes, (test, streams) in zip(panels, lines.items(), strict=True):
             _along_time(axes, bounds, alarms.get(test, ()), changed_at)
             shown = streams[:_LINES]
-            for colour, line in zip(_SERIES, shown, strict=False):
+            for colour, line in zip(SERIES, shown, strict=False):
                 marker = "." if len(line.at) < 3 else ""
                 axes.plot(
                     _days(line.at),
@@ -158,7 +99,7 @@ def evidence(
                 )
             first = shown[0]
             axes.plot(
-                _days(first.at), first.threshold, color=_ALARM, lw=1.1, ls="--", label="threshold"
+                _days(first.at), first.threshold, color=ALARM, lw=1.1, ls="--", label="threshold"
             )
             # What lies far below nothing is as good as nothing.
             lowest = min(float(line.statistic.min()) for line in shown)
@@ -166,10 +107,10 @@ def evidence(
             room = max(top, 1e-9) * 0.35
             axes.set_ylim(max(lowest, -room) - 0.04 * top, top + 0.08 * max(top, 1e-9))
             more = f"  (+ {len(streams) - _LINES} quieter)"
-            axes.set_title(_plain(test) + (more if len(streams) > _LINES else ""))
+            axes.set_title(plain(test) + (more if len(streams) > _LINES else ""))
             _legend(axes)
 
-    return _svg("evidence", 0.7 + 1.9 * len(lines), draw, "Evidence against threshold over time")
+    return svg("evidence", 0.7 + 1.9 * len(lines), draw, "Evidence against threshold over time")
 
 
 def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_at: int) -> str:
@@ -187,16 +128,16 @@ def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_a
             totals = counts.sum(axis=1)
             with np.errstate(invalid="ignore"):
                 share = np.where(totals > 0, counts @ covered / np.maximum(totals, 1), np.nan)
-            axes.plot(middles, share, color=colour, lw=1.4, label=_plain(name))
+            axes.plot(middles, share, color=colour, lw=1.4, label=plain(name))
             if np.isfinite(share).any():
                 top = max(top, float(np.nanmax(share)))
-        axes.axhline(LEVEL, color=_MUTED, lw=1.0, ls="--", label="expected, 5 %")
+        axes.axhline(LEVEL, color=MUTED, lw=1.0, ls="--", label="expected, 5 %")
         axes.set_ylim(0.0, min(top * 1.1, 1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         axes.set_title(" ")
         _legend(axes)
 
-    return _svg("shares", 2.7, draw, "Share of samples with a tail probability of at most 0.05")
+    return svg("shares", 2.7, draw, "Share of samples with a tail probability of at most 0.05")
 
 
 def tails(
@@ -227,25 +168,25 @@ def tails(
                     density(after[name]),
                     width=0.05,
                     align="edge",
-                    color=_SERIES[1],
+                    color=SERIES[1],
                     alpha=0.75,
                     linewidth=0,
                     label="after",
                 )
             if name in before and before[name].sum():
                 axes.stairs(
-                    density(before[name]), edges, color=_SERIES[0], linewidth=1.5, label="before"
+                    density(before[name]), edges, color=SERIES[0], linewidth=1.5, label="before"
                 )
-            axes.axhline(0.05, color=_MUTED, lw=1.0, ls="--", label="expected")
+            axes.axhline(0.05, color=MUTED, lw=1.0, ls="--", label="expected")
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
             axes.set_xlim(0.0, 1.0)
-            axes.set_title(_plain(name))
+            axes.set_title(plain(name))
             if place == 0:
                 axes.legend(loc="upper right")
             if place >= len(names) - columns:
                 axes.set_xlabel("tail probability p")
 
-    return _svg("tails", 0.4 + 2.2 * rows, draw, "Histograms of tail probabilities")
+    return svg("tails", 0.4 + 2.2 * rows, draw, "Histograms of tail probabilities")
 
 
 def heat(timeline: Timeline, bounds: tuple[int, int], changed_at: int) -> str:
@@ -288,14 +229,14 @@ def heat(timeline: Timeline, bounds: tuple[int, int], changed_at: int) -> str:
             )
             axes.set_yticks(places, [f"{mark:g}" for mark in marks])
             axes.invert_yaxis()
-            axes.set_title(_plain(name))
+            axes.set_title(plain(name))
             axes.set_ylabel("p")
         if drawn is not None:
             bar = figure.colorbar(drawn, ax=list(panels), fraction=0.025, pad=0.01)
             bar.set_ticks([-3, 0, 3], labels=["8× fewer", "as expected", "8× more"])
             bar.outline.set_visible(False)
 
-    return _svg("heat", 0.5 + 1.7 * len(names), draw, "Tail probabilities over time")
+    return svg("heat", 0.5 + 1.7 * len(names), draw, "Tail probabilities over time")
 
 
 def classes(counts: Mapping[int, tuple[int, int]]) -> str:
@@ -311,11 +252,9 @@ def classes(counts: Mapping[int, tuple[int, int]]) -> str:
         both = bool(table[:, 1].any())
         width = 0.4 if both else 0.7
         shift = width / 2 if both else 0.0
-        axes.bar(places - shift, table[:, 0] / totals[0], width, color=_SERIES[0], label="before")
+        axes.bar(places - shift, table[:, 0] / totals[0], width, color=SERIES[0], label="before")
         if both:
-            axes.bar(
-                places + shift, table[:, 1] / totals[1], width, color=_SERIES[1], label="after"
-            )
+            axes.bar(places + shift, table[:, 1] / totals[1], width, color=SERIES[1], label="after")
             axes.legend(loc="upper right")
         axes.grid(visible=False, axis="x")
         axes.set_xticks(places, [str(label) for label in shown])
@@ -323,13 +262,8 @@ def classes(counts: Mapping[int, tuple[int, int]]) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("predicted class")
 
-    return _svg("classes", 2.4, draw, "Shares of the predicted classes")
+    return svg("classes", 2.4, draw, "Shares of the predicted classes")
 
 
 def _cycle(length: int) -> list[str]:
-    return [_SERIES[place % len(_SERIES)] for place in range(length)]
-
-
-def _plain(name: str) -> str:
-    """A name that is not longer than a title."""
-    return name if len(name) <= 60 else name[:57] + "…"
+    return [SERIES[place % len(SERIES)] for place in range(length)]

@@ -52,6 +52,9 @@ def model():
 def reference():
     return model(), (inputs[600:1100], labels[600:1100])
 
+def rotated():
+    return np.rot90(inputs[1100:], axes=(2, 3)).copy()
+
 def used_up():
     return model(), iter([(inputs, labels)])
 """
@@ -179,6 +182,112 @@ def test_fit_says_what_is_wrong_with_the_data(arguments: list[str], said: str) -
     assert shown.exit_code == 2
     assert said in shown.stderr
     assert "Traceback" not in shown.stderr
+
+
+def test_evaluate_judges_data_sets_by_the_held_out_scores(project: Path) -> None:
+    shown = call(
+        "evaluate",
+        "novel=digits_of_the_cli_flow:novel",
+        "turned=digits_of_the_cli_flow:rotated",
+        "--model=digits_of_the_cli_flow:model",
+        "--json",
+        "--output=evaluated.html",
+    )
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    rows = {(row["data"], row["detector"]): row for row in told["results"]}
+    assert set(rows) == {(d, n) for d in ("novel", "turned") for n in ("msp", "energy", "gram")}
+    assert told["against"] == "held-out samples of fit"
+    # by hand: the model, the learnt file and the calibration, without the verb's own pass
+    from oodmon.detectors import Scorer
+    from oodmon.evaluate import evaluate
+    from oodmon.records import Activations
+
+    code = sys.modules["digits_of_the_cli_flow"]
+    model = code.model().eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(code.novel))
+    scores = Scorer.load(project / "states" / "energy.safetensors").score(
+        Activations(logits=logits)
+    )
+    held_out = Calibration.load(project / "states" / "energy.calibration.safetensors").scores
+    wanted = evaluate(held_out, scores.numpy())
+    found = rows["novel", "energy"]
+    assert (found["ids"], found["oods"], found["unscored"]) == (len(held_out), 354, 0)
+    assert found["auroc"] == pytest.approx(wanted.auroc, abs=1e-4)
+    assert found["fpr95_id"] == pytest.approx(1.0 - wanted.tnr_at_tpr95, abs=0.01)
+    page = (project / "evaluated.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http-equiv", "")
+    for name in ("novel", "turned", "msp", "energy", "gram"):
+        assert f"<td>{name}</td>" in page or f"<h2>{name}</h2>" in page
+
+
+def test_evaluate_takes_files_folders_and_other_reference_data(
+    project: Path, tmp_path: Path
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    digits = datasets.load_digits()
+    pixels = (digits.images[digits.target >= 8] * 15.9).astype(np.uint8)[:40]
+    # labels that fitting would leave out, and images that lie in no sub-folder
+    np.savez(tmp_path / "novel.npz", images=pixels, labels=np.full(40, -1))
+    for index, pixel in enumerate(pixels):
+        image.fromarray(pixel).save(tmp_path / f"{index}.png")
+    shown = call(
+        "evaluate",
+        str(project / "oodmon.yaml"),
+        f"file={tmp_path / 'novel.npz'}",
+        f"folder={tmp_path}",
+        "--against=digits_of_the_cli_flow:reference",
+        "--image-mode=L",
+        "--detector=msp",
+        "--json",
+    )
+    assert shown.exit_code == 0, shown.output
+    told = json.loads(shown.stdout)
+    assert told["against"] == "500 samples of arrays"
+    file, folder = told["results"]
+    assert (file["ids"], file["oods"]) == (500, 40)
+    assert {k: v for k, v in file.items() if k != "data"} == {
+        k: v for k, v in folder.items() if k != "data"
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give at least one NAME=DATA"),
+        (["oodmon.yaml", "novel"], "expected NAME=DATA, such as blurred=blurred.npz"),
+        (["a=x.npz", "a=y.npz"], "'a' names two data sets"),
+        (["a=x.npz"], "a: 'x.npz' is neither package.module:function, an .npz file, nor a folder"),
+        (["a=digits_of_the_cli_flow:novel"], "no DATA returned a model; name it with --model"),
+        (
+            ["a=digits_of_the_cli_flow:reference", "--detector=knn"],
+            "has no 'knn'; it has msp, energy, gram",
+        ),
+        (["a=digits_of_the_cli_flow:none_of_them"], "has no 'none_of_them'"),
+    ],
+)
+@pytest.mark.usefixtures("project")
+def test_evaluate_says_what_is_wrong(arguments: list[str], said: str) -> None:
+    shown = call("evaluate", *arguments)
+    assert shown.exit_code == 2, shown.output
+    assert said in shown.stderr
+    assert "Traceback" not in shown.stderr
+
+
+def test_evaluate_tells_a_table_best_first(project: Path) -> None:
+    shown = call("evaluate", str(project / "oodmon.yaml"), "same=digits_of_the_cli_flow:reference")
+    assert shown.exit_code == 0, shown.output
+    lines = shown.stdout.splitlines()
+    (head,) = [line for line in lines if line.startswith(" detector")]
+    for column in ("AUROC", "AUPR OOD+", "AUPR ID+", "FPR95 OOD+", "FPR95 ID+"):
+        assert column in head
+    rows = [line.split() for line in lines[lines.index(head) + 1 :] if line.strip()]
+    figures = {row[0]: float(row[1]) for row in rows}
+    assert list(figures.values()) == sorted(figures.values(), reverse=True)
+    for name in ("msp", "energy"):
+        assert 0.4 < figures[name] < 0.6, "it is the data that was fitted and held out"
 
 
 def test_served_watched_alarmed_and_told(project: Path) -> None:

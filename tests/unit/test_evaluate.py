@@ -12,7 +12,7 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
 )
 
 from oodmon.errors import ContractError
-from oodmon.evaluate import aupr_in, aupr_out, auroc, evaluate, fpr95_ood, tnr_at_tpr95
+from oodmon.evaluate import aupr_in, aupr_out, auroc, evaluate, fpr95_ood, roc, tnr_at_tpr95
 
 scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=40)
 
@@ -76,3 +76,16 @@ def test_an_empty_side_is_refused(ids: list[float], oods: list[float]) -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(ContractError, match="1 are NaN"):
         auroc([0.0, np.nan], [1.0])
+
+
+@given(scores, scores)
+def test_the_roc_curve_is_every_threshold_and_its_area_is_the_auroc(
+    ids: list[float], oods: list[float]
+) -> None:
+    flagged, caught = roc(ids, oods)
+    inside, outside = np.array(ids), np.array(oods)
+    thresholds = np.unique(np.r_[ids, oods])[::-1]
+    assert flagged.tolist() == [0.0, *(float(np.mean(inside >= t)) for t in thresholds)]
+    assert caught.tolist() == [0.0, *(float(np.mean(outside >= t)) for t in thresholds)]
+    assert float(np.trapezoid(caught, flagged)) == pytest.approx(auroc(ids, oods))
+    assert evaluate(ids, oods).fpr95_id == 1.0 - tnr_at_tpr95(ids, oods)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa:
 
 from oodmon.errors import ContractError  # noqa: E402
 from oodmon.fitting import fit, shares  # noqa: E402
-from oodmon.fitting.sources import Source, from_data, from_npz  # noqa: E402
+from oodmon.fitting.measure import measure  # noqa: E402
+from oodmon.fitting.sources import Source, from_data, from_images, from_npz  # noqa: E402
 from oodmon.registry import detectors, taps  # noqa: E402
 
 ROWS = 200
@@ -167,3 +168,50 @@ def test_npz_rows_of_unknown_class_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_bytes(b"no archive")
     with pytest.raises(ContractError, match=r"not a readable \.npz file"):
         from_npz(tmp_path / "d.npz", batch_size=8, seed=0)
+
+
+def test_unlabelled_rows_are_all_taken(tmp_path: Path) -> None:
+    images = np.full((6, 2, 3), 255, np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1, -1, 0, 1, -1]))
+    (batch,) = from_npz(tmp_path / "a.npz", batch_size=8, seed=0, labelled=False).batches()
+    assert batch.arguments[0].shape == (6, 1, 2, 3)
+    assert batch.labels is None
+    with pytest.raises(ContractError, match="there is no image in it"):
+        from_images(tmp_path, batch_size=8, seed=0, labelled=False)
+
+
+def test_measuring_scores_every_sample_and_leaves_the_model_as_it_was() -> None:
+    inputs, labels = arrays()
+    model = Net().train()
+    source = from_data((inputs, labels), batch_size=64, seed=0)
+    fitting = run(
+        model, source, detectors={n: detectors.create(n) for n in ("energy", "mahalanobis")}
+    )
+    scorers = {name: fitted.scorer for name, fitted in fitting.detectors.items()}
+    spoilt = inputs.clone()
+    spoilt[5] = float("nan")
+    told: list[tuple[str, float]] = []
+    loader = [spoilt[start : start + 7] for start in range(0, len(spoilt), 7)]
+    found = measure(
+        model,
+        from_data(loader, batch_size=1, seed=0),
+        tap=taps.create("hooks"),
+        scorers=scorers,
+        progress=lambda stage, share, _: told.append((stage, share)),
+        stage="spoilt",
+    )
+    assert model.training
+    assert not any(module._forward_hooks for module in model.modules())
+    assert {stage for stage, _ in told} == {"spoilt"}
+    for scores in found.values():
+        assert scores.dtype == np.float32
+        assert np.flatnonzero(np.isnan(scores)).tolist() == [5]
+    whole = measure(
+        model, from_data([inputs], batch_size=1, seed=0), tap=taps.create("hooks"), scorers=scorers
+    )
+    for name, scores in whole.items():
+        np.testing.assert_allclose(np.delete(found[name], 5), np.delete(scores, 5), rtol=1e-4)
+    with pytest.raises(ContractError, match="there is no sample in it"):
+        measure(
+            model, from_data([], batch_size=1, seed=0), tap=taps.create("hooks"), scorers=scorers
+        )
