@@ -74,7 +74,13 @@ def plain(fact: Fact) -> Any:
             fact.late,
             dict(fact.predicted),
             {
-                name: (h.counts.tolist(), h.invalid, h.keys.tolist(), h.sample.tolist())
+                name: (
+                    h.counts.tolist(),
+                    h.invalid,
+                    h.keys.tolist(),
+                    h.sample.tolist(),
+                    (h.judged, h.errors),
+                )
                 for name, h in fact.detectors.items()
             },
         )
