@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.records import ALL, BIN_EDGES
+from oodmon.report.accuracy import Estimate, estimates
 from oodmon.store.events import Store
 
 __all__ = ["Line", "Seen", "Segment", "Timeline", "gather"]
@@ -80,6 +81,7 @@ class Seen:
         classes: predicted class → (before, after).
         lines: drift test → its streams, those of all together alone where there are such.
         tests: one row per drift test: name, streams, decisions, drifted, promise.
+        accuracy: what the accuracy is without labels, per detector that measures it.
         headline: the episode that is told first: still firing, severe, early. None where none is.
     """
 
@@ -97,6 +99,7 @@ class Seen:
     after: Mapping[str, Counts]
     classes: Mapping[int, tuple[int, int]]
     segments: Sequence[Segment]
+    accuracy: Sequence[Estimate]
     lines: Mapping[str, Sequence[Line]]
     tests: Sequence[Row]
     alerts: Sequence[Row]
@@ -144,6 +147,7 @@ def gather(
         after=_totals(once, changed_at, after=True),
         classes=_classes(windows, changed_at),
         segments=_segments(once, results, changed_at),
+        accuracy=estimates(once, changed_at),
         lines=_lines(results),
         tests=_tests(results, alerts, promises),
         alerts=alerts[::-1],
