@@ -49,11 +49,11 @@ class CSI(Trained):
     Reference  Tack et al., NeurIPS 2020, equations 5 to 9
 
     Options: `bank` images that are kept, M at most; `views`: how many views of each turn are
-    averaged while scoring, the first of them shows all; the same for every sample; the others are
-    those of `geom`. A sample is passed 4 · `views` times, and learning takes eight passes an image
-    and epoch. The paper's logit of a turn is replaced by its margin, whose mean on the reference
-    is positive for any classifier that is better than chance; where it is not, the term is left
-    out.
+    averaged while scoring, the first of them shows all; the same for every sample; `width`,
+    `epochs`, `rows`, `learning_rate` and `side` as in `rnd`. A sample is passed 4 · `views` times,
+    and learning takes eight passes an image and epoch. The paper's logit of a turn is replaced by
+    its margin, whose mean on the reference is positive for any classifier that is better than
+    chance; where it is not, the term is left out.
     """
 
     epochs: int = 10

@@ -57,8 +57,8 @@ class DeepSVDD(TrainedAnywhere):
     Reference  Ruff et al., ICML 2018
 
     Options: `outputs` of the encoder; `pretraining` epochs of the autoencoder; `epochs` of the
-    hypersphere; the others are those of `rnd`. An encoder that maps everything to one point would
-    find nothing: learning then ends in an error.
+    hypersphere; `width`, `rows`, `learning_rate`, `side`, `on` and `layer` as in `rnd`. An encoder
+    that maps everything to one point would find nothing: learning then ends in an error.
     """
 
     epochs: int = 20
@@ -173,8 +173,9 @@ class DeepSAD(DeepSVDD):
     Score      |encoder(x) - centre|², >= 0
     Reference  Ruff et al., ICLR 2020, equation 7
 
-    Options: `outlier_weight` η of a known outlier beside another row; the others are those of
-    `deep_svdd`. Samples that are used as outliers here must not be used to judge it.
+    Options: `outlier_weight` η of a known outlier beside another row; `outputs`, `pretraining`,
+    `width`, `epochs`, `rows`, `learning_rate`, `side`, `on` and `layer` as in `deep_svdd`. Samples
+    that are used as outliers here must not be used to judge it.
     """
 
     outlier_weight: float = 1.0

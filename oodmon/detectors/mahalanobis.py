@@ -214,10 +214,10 @@ class RelativeMahalanobis(_Gaussians):
     Score      min_k d_k(x) - d_0(x); any sign
     Reference  Ren et al., arXiv 2021
 
-    Options as those of `mahalanobis`. What all classes have in common counts for nothing here, so
-    samples near the classes' boundaries (near OOD) stand out more than by the plain distance. Far
-    from all of the reference both distances are large and their difference says little: run it
-    beside `mahalanobis`, not in its place.
+    Options `layer`, `layers`, `combine`, `shrinkage` and `labels` as in `mahalanobis`. What all
+    classes have in common counts for nothing here, so samples near the classes' boundaries (near
+    OOD) stand out more than by the plain distance. Far from all of the reference both distances are
+    large and their difference says little: run it beside `mahalanobis`, not in its place.
     """
 
     cost: ClassVar[str] = "2·D² + C·D"

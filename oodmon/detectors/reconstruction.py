@@ -47,9 +47,10 @@ class Autoencoder(TrainedAnywhere):
     Score      mean over the elements of (decoder(encoder(x)) - x)², >= 0, in units of scale²
     Reference  Sakurada and Yairi, MLSDA 2014
 
-    Options: `code` values between encoder and decoder; the others are those of `rnd`. On images it
-    also brings back what is simpler than the reference (blurred, darker, flat images), which then
-    scores low: use it on features, or beside a detector that sees those.
+    Options: `code` values between encoder and decoder; `width`, `epochs`, `rows`, `learning_rate`,
+    `side`, `on` and `layer` as in `rnd`. On images it also brings back what is simpler than the
+    reference (blurred, darker, flat images), which then scores low: use it on features, or beside a
+    detector that sees those.
     """
 
     code: int = 16
@@ -125,7 +126,8 @@ class MemoryAutoencoder(Autoencoder):
     Reference  Gong et al., ICCV 2019
 
     Options: `slots` N; `shrinkage` λ: weights of the mixture below it become 0; 0 takes 1/N (the
-    paper advises 1/N to 3/N); the others are those of `autoencoder`.
+    paper advises 1/N to 3/N); `code`, `width`, `epochs`, `rows`, `learning_rate`, `side`, `on`
+    and `layer` as in `autoencoder`.
     """
 
     slots: int = 100
@@ -159,9 +161,9 @@ class VQVAE(Trained):
     Score      mean (decoder(q) - x)² + β mean (encoder(x) - q)², q the nearest codes, >= 0
     Reference  van den Oord et al., NeurIPS 2017, as in Choi and Chung, ICLR 2020
 
-    Options: `codes` M and their `depth`; the others are those of `svd_rnd`. It prefers blurred
-    images to the reference's own (so do all likelihoods of pixels): see `svd_rnd`. It is here to be
-    compared with.
+    Options: `codes` M and their `depth`; `width`, `epochs`, `rows`, `learning_rate` and `side` as
+    in `rnd`. It prefers blurred images to the reference's own (so do all likelihoods of pixels):
+    see `svd_rnd`. It is here to be compared with.
     """
 
     codes: int = 256

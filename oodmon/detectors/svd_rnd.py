@@ -37,8 +37,8 @@ class SVDRND(Trained):
     Options: `blur` "gaussian", "dct" (the paper's DCT-RND), "svd" (SVD-RND) or "none"; `strength`:
     the Gaussian's σ in pixels, the frequencies kept in each direction, or the number of singular
     values removed; 0 takes the mildest that is visible, whose mean squared change is 15 % of the
-    mean pixel variance. `rotations` also learns the copies turned by 90°, 180° and 270°. The others
-    are those of `rnd`.
+    mean pixel variance. `rotations` also learns the copies turned by 90°, 180° and 270°. `outputs`,
+    `width`, `epochs`, `rows`, `learning_rate` and `side` as in `rnd`.
 
     "svd" also sees milder blurs and costs most on far-out samples; "gaussian" and "dct" see smooth
     images and hardly cost any. Too few epochs make it worse than `rnd`: the one predictor has to

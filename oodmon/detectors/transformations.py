@@ -48,9 +48,10 @@ class Geom(Trained):
     Reference  Golan and El-Yaniv, NeurIPS 2018
 
     Options: `transformations` "rotations" (J = 4 turns) or "all" (J = 72: turned, mirrored and
-    shifted by a quarter); `statistic`; the others are those of `svd_rnd`. Every sample is passed J
-    times. What looks the same however it is turned (a ball, a letter O) scores high even in the
-    reference, and padding or a watermark that gives the turn away makes it blind.
+    shifted by a quarter); `statistic`; `width`, `epochs`, `rows`, `learning_rate` and `side` as in
+    `rnd`. Every sample is passed J times. What looks the same however it is turned (a ball, a
+    letter O) scores high even in the reference, and padding or a watermark that gives the turn away
+    makes it blind.
     """
 
     transformations: Literal["rotations", "all"] = "rotations"
