@@ -31,7 +31,8 @@ _ENOUGH: Final = 14.0
 """Nats that raise an alarm at a promise of some 10^4 windows; `least_shift` assumes such a one."""
 _DEGREES: Final = 30
 """Hermite polynomials that `worths` is worked out from; what is beyond counts as independent."""
-_CORRELATIONS: Final = np.linspace(0.0, 0.98, 99)
+_STEP: Final = 0.01
+_CORRELATIONS: Final = _STEP * np.arange(99)
 
 # The alternatives that are bet on. In normal scores z = Phi^-1(1 - p), so higher is more OOD.
 _SHIFTS: Final = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -161,11 +162,11 @@ class Bets:
     least_shift: float
     least_share: float
 
-    def worth(self, autocorrelation: float) -> F8:
-        """(J,) how many samples count as one."""
-        last = len(_CORRELATIONS) - 1
-        row: F8 = self.worths[min(round(autocorrelation / _CORRELATIONS[1]), last)]
-        return row
+    def worth(self, autocorrelation: F8) -> F8:
+        """(…, J) how many samples count as one, for correlations (…)."""
+        rows = np.rint(autocorrelation / _STEP).astype(np.intp)
+        found: F8 = self.worths.take(np.minimum(rows, len(self.worths) - 1), 0)
+        return found
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -205,7 +206,8 @@ def bets(
     q = places / (n + 1)
     error = math.sqrt(math.log(2.0 / calibration_risk) / (2.0 * n)) + 1.0 / (n + 1)
     uniform = np.diff(BIN_EDGES)
-    sequential = frozen = ()
+    sequential: tuple[_Fair, ...] = ()
+    frozen: tuple[_Fair, ...] = ()
     if ranks != "frozen":
         sequential = _fair(uniform.tobytes(), tolerated_fraction, 0.0)
     if ranks != "sequential":
@@ -269,7 +271,8 @@ def _worths(log_bets: F8) -> F8:
     beyond = np.maximum(variance - squares.sum(1), 0.0)
     powers = _CORRELATIONS[:, None] ** np.arange(1, len(basis) + 1)
     grown: F8 = ((1.0 + powers) / (1.0 - powers)) @ squares.T
-    return np.maximum((grown + beyond) / variance, 1.0)
+    worths: F8 = np.maximum((grown + beyond) / variance, 1.0)
+    return worths
 
 
 def _clipped(bet: F8, q: F8, tolerated_fraction: float, error: float) -> tuple[F8, float]:

@@ -19,59 +19,90 @@ from oodmon.records import BIN_EDGES
 __all__ = ["MOST", "ranked", "uniforms"]
 
 I8 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint64]
 
 _BINS: Final = len(BIN_EDGES) - 1
-_AT_ONCE: Final = 128
-"""Samples that are ranked against each other in one step."""
+_PIECE: Final = 16
+"""Samples of a window that are each compared with each in one step."""
+_EARLIER: Final = np.tri(_PIECE, k=-1, dtype=np.bool_)
+_AT_A_TIME: Final = 1 << 17
+"""Samples that are ranked in one step."""
 MOST: Final = 16_384
 """Samples of a window that are ranked; of a greater window, so many drawn at random."""
 
 
-def ranked(counts: I8, pool: I8, seed: int) -> I8:
-    """The counts of a window over `BIN_EDGES` of the sequential rank p.
+def ranked(counts: I8, pool: I8, seeds: U8) -> I8:
+    """The counts of windows of S streams over `BIN_EDGES` of the sequential rank p.
 
     While nothing changes the ranks of all samples are independent and uniform on (0, 1). The
     order of samples in a window is not known and does not matter while nothing changes: one is
     drawn, and so is where within its bin a sample lies.
 
     Args:
-        counts: int64 (64,) the window's, over `BIN_EDGES` of the tail probability.
-        pool: int64 (64,) places of each bin before this window, at least one in all.
-        seed: of the draws, below 2^63; the same seed gives the same ranks.
+        counts: int64 (S, 64) the windows', over `BIN_EDGES` of the tail probability.
+        pool: int64 (S, 64) places of each bin before these windows, at least one in each row.
+        seeds: uint64 (S,) of the draws, below 2^63; the same seed gives the same ranks.
+
+    Returns:
+        int64 (S, 64); each row is what it would be by itself.
     """
-    total = int(counts.sum())
-    if total > MOST:
-        draw = np.random.default_rng(seed)
-        counts = draw.multivariate_hypergeometric(counts, MOST, method="marginals")
-        total = MOST
-    bins = np.repeat(np.arange(_BINS), counts)
-    draws = uniforms(seed, 2 * total)
-    bins = bins[np.argsort(draws[:total], kind="stable")]
-    within = draws[total:]
-    found = np.zeros(_BINS, np.int64)
-    own, before, places = pool, np.cumsum(pool) - pool, int(pool.sum())
-    for at in range(0, total, _AT_ONCE):
-        chunk = bins[at : at + _AT_ONCE]
-        rows = np.arange(len(chunk))
-        # seen[r, b]: samples of the chunk before the r-th that lie in bin b.
-        seen = np.zeros((len(chunk) + 1, _BINS), np.int32)
-        seen[rows + 1, chunk] = 1
-        np.cumsum(seen, axis=0, out=seen)
-        lower = np.cumsum(seen, axis=1)
-        same = seen[rows, chunk]
-        p = before[chunk] + (lower[rows, chunk] - same)
-        p = p + within[at : at + _AT_ONCE] * (own[chunk] + same)
-        p /= places + rows
-        cells = np.searchsorted(BIN_EDGES, p, side="left") - 1
-        found += np.bincount(np.clip(cells, 0, _BINS - 1), minlength=_BINS)
-        own = own + seen[-1]
-        before, places = np.cumsum(own) - own, places + len(chunk)
-    return found
+    totals = counts.sum(1)
+    most = int(totals.max(initial=0))
+    if most > MOST:
+        counts = counts.copy()
+        for row in np.flatnonzero(totals > MOST).tolist():
+            draw = np.random.default_rng(int(seeds[row]))
+            counts[row] = draw.multivariate_hypergeometric(counts[row], MOST, method="marginals")
+        totals = np.minimum(totals, MOST)
+        most = MOST
+    rows = max(_AT_A_TIME // max(most, 1), 1)
+    if len(counts) <= rows:
+        return _ranked(counts, pool, seeds, totals)
+    blocks = [slice(at, at + rows) for at in range(0, len(counts), rows)]
+    return np.concatenate([_ranked(counts[b], pool[b], seeds[b], totals[b]) for b in blocks])
+
+
+def _ranked(counts: I8, pool: I8, seeds: U8, totals: I8) -> I8:
+    """In pieces of some samples, as what the pool is before a piece is known beforehand."""
+    streams, total = len(counts), int(totals.sum())
+    owner = np.repeat(np.arange(streams), totals)
+    number = np.arange(total) - (totals.cumsum() - totals)[owner]
+    seed = seeds[owner]
+    draws, within = _mixed(seed, number + 1), _mixed(seed, totals[owner] + number + 1)
+    bins = np.repeat(np.arange(streams * _BINS), counts.ravel()) % _BINS
+    bins = bins[np.argsort(draws, kind="stable") if streams == 1 else np.lexsort((draws, owner))]
+    pieces = -(-totals // _PIECE)
+    first = pieces.cumsum() - pieces
+    piece, place = first[owner] + number // _PIECE, number % _PIECE
+    count = int(pieces.sum())
+    of = np.repeat(np.arange(streams), pieces)
+    own = np.bincount(piece * _BINS + bins, minlength=count * _BINS).reshape(count, _BINS)
+    before = np.zeros((count + 1, _BINS), np.int64)
+    own.cumsum(0, out=before[1:])
+    before = before[:-1] - before[first[of]] + pool[of]
+    # A piece's empty places come last: no sample is after them.
+    table = np.full((count, _PIECE), _BINS, np.int8)
+    table[piece, place] = bins
+    lower = ((table[:, None, :] < table[:, :, None]) & _EARLIER).sum(2, dtype=np.int16)
+    same = ((table[:, None, :] == table[:, :, None]) & _EARLIER).sum(2, dtype=np.int16)
+    at = piece * _BINS + bins
+    places = before.cumsum(1)
+    p = (places - before).ravel()[at] + lower[piece, place]
+    p = p + within * (before.ravel()[at] + same[piece, place])
+    p /= places[piece, -1] + place
+    cells = np.searchsorted(BIN_EDGES, p, side="left") - 1
+    cells = np.minimum(np.maximum(cells, 0), _BINS - 1) + owner * _BINS
+    return np.bincount(cells, minlength=streams * _BINS).reshape(streams, _BINS)
 
 
 def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
     """float64 (count,) in [0, 1), by splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    z = np.uint64(seed) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _mixed(np.uint64(seed), np.arange(1, count + 1))
+
+
+def _mixed(seed: U8 | np.uint64, number: I8) -> npt.NDArray[np.float64]:
+    """The `number`-th draw of a seed, from 1."""
+    z = seed + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.contracts import DriftTest
+from oodmon.contracts import Arrays, DriftTest
 from oodmon.records import ALL, DriftResult, Window
 
 __all__ = ["Streams"]
@@ -43,16 +43,18 @@ class Streams:
     def _judge(
         self, name: str, test: DriftTest[Any], windows: Sequence[Window]
     ) -> Sequence[DriftResult]:
+        panes = [(window, detector) for window in windows for detector in window.detectors]
+        keys = [(name, detector, window.segment) for window, detector in panes]
+        states = [
+            self._states[key] if key in self._states else test.start(self._references[key[1]])
+            for key in keys
+        ]
+        taken = test.step_all(states, *(zip(*panes, strict=True) if panes else ((), ())))
         results = []
-        seen = set()
-        for window in windows:
-            for detector in window.detectors:
-                key = (name, detector, window.segment)
-                if key not in self._states:
-                    self._states[key] = test.start(self._references[detector])
-                self._states[key], result = test.step(self._states[key], window, detector)
-                results.append(replace(result, test=name))
-                seen.add(key)
+        for key, (state, result) in zip(keys, taken, strict=True):
+            self._states[key] = state
+            results.append(replace(result, test=name))
+        seen = set(keys)
         others = [
             latest for key, latest in self._latest.items() if key[0] == name and key not in seen
         ]
@@ -89,16 +91,25 @@ class Streams:
         }
 
     def freeze(self) -> tuple[dict[str, npt.NDArray[np.generic]], dict[str, Any]]:
-        """Arrays, and plain JSON values that say which is whose."""
-        arrays: dict[str, npt.NDArray[np.generic]] = {}
-        streams = sorted(self._states)
-        for index, key in enumerate(streams):
+        """Arrays, and plain JSON values that say which is whose.
+
+        Streams of one test whose arrays are of one kind lie in one array, a row each: ten thousand
+        streams are a few arrays, not sixty thousand.
+        """
+        alike: dict[tuple[Any, ...], list[tuple[_Key, Arrays]]] = {}
+        for key in sorted(self._states):
             frozen = self._tests[key[0]].freeze(self._states[key])
-            arrays |= {f"drift/{index}/{name}": array for name, array in frozen.items()}
+            kind = tuple((name, a.dtype.str, a.shape) for name, a in sorted(frozen.items()))
+            alike.setdefault((key[0], kind), []).append((key, frozen))
+        arrays: dict[str, npt.NDArray[np.generic]] = {}
+        for index, members in enumerate(alike.values()):
+            for name, array in members[0][1].items():
+                rows = np.concatenate([frozen[name].reshape(-1) for _, frozen in members])
+                arrays[f"drift/{index}/{name}"] = rows.reshape(len(members), *array.shape)
         return arrays, {
             "tests": {name: repr(test) for name, test in self._tests.items()},
-            "streams": streams,
-            "latest": [[*key, asdict(result)] for key, result in self._latest.items()],
+            "streams": [[key for key, _ in members] for members in alike.values()],
+            "latest": [astuple(result) for result in self._latest.values()],
         }
 
     def thaw(
@@ -120,12 +131,18 @@ class Streams:
                 number, _, field = rest.partition("/")
                 mine.setdefault(number, {})[field] = array
         self._states, self._latest = {}, {}
-        for index, (name, detector, segment) in enumerate(state["streams"]):
-            test = self._tests.get(name)
-            if test is not None and repr(test) == state["tests"][name] and detector in known:
-                self._states[name, detector, segment] = test.thaw(
-                    self._references[detector], mine.get(str(index), {})
-                )
-        for name, detector, segment, result in state["latest"]:
-            if (name, detector, segment) in self._states:
-                self._latest[name, detector, segment] = DriftResult(**result)
+        for index, members in enumerate(state["streams"]):
+            found = mine.get(str(index), {})
+            for row, (name, detector, segment) in enumerate(members):
+                test = self._tests.get(name)
+                if test is not None and repr(test) == state["tests"][name] and detector in known:
+                    self._states[name, detector, segment] = test.thaw(
+                        self._references[detector],
+                        # Copied, so that no stream keeps the others in memory.
+                        {field: array[row].copy() for field, array in found.items()},
+                    )
+        for values in state["latest"]:
+            result = DriftResult(*values)
+            key = (result.test, result.detector, result.segment)
+            if key in self._states:
+                self._latest[key] = result

@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--only", default="", help="part of a stream's name")
-    parser.add_argument("--contenders", default="", help="part of a contender's name")
+    parser.add_argument("--contenders", default="", help="parts of names, with commas between")
     parser.add_argument("--repetitions", type=int, default=0)
     parser.add_argument("--reference", type=int, default=1_000, help="scores in the reference")
     parser.add_argument("--lanes", type=int, default=2)
@@ -98,7 +98,7 @@ def _measure(asked: argparse.Namespace, plan: Plan) -> None:
         (python, name)
         for python, names in environments()
         for name in names
-        if asked.contenders in name
+        if any(part in name for part in asked.contenders.split(","))
     ]
     cells: list[Cell] = []
     drifting: dict[str, Alarms] = {}

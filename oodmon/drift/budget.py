@@ -20,11 +20,12 @@ from oodmon.neighbours import Neighbours
 from oodmon.promises import Promise
 from oodmon.records import ALL, BIN_EDGES, DriftResult, Window
 from oodmon.registry import drift
-from oodmon.wealth import Wealth, distance
+from oodmon.wealth import Wealth
 
 __all__ = ["Budget"]
 
 _SECOND: Final = 1_000_000_000
+_LN10: Final = math.log(10.0)
 _RANKS: Final = ("auto", "sequential", "frozen")
 _LOG10_FLOOR: Final = -9.0
 """Evidence below this is reported as this: it is as good as none."""
@@ -162,36 +163,68 @@ class Budget(DriftTest[Wealth]):
 
     def step(self, state: Wealth, window: Window, detector: str) -> tuple[Wealth, DriftResult]:
         """Take one base window; an empty one leaves the state as it is."""
-        histogram = window.histogram(detector)
-        scored = histogram.scored
-        limit = math.log(self.run_length((window.end - window.start) / _SECOND))
-        if scored and len(state.log_m):
-            name = f"{window.start}/{window.segment}/{detector}".encode()
-            state = state.bet(histogram, window.start, limit, name)
-        return state, DriftResult(
-            window.model,
-            window.version,
-            "",
-            detector,
-            window.segment,
-            window.start,
-            window.end,
-            max(state.log_mean / math.log(10.0), _LOG10_FLOOR),
-            limit / math.log(10.0),
-            drifted=False,  # decided over all streams together, in `combine`
-            effect=distance(state.recent, state.table.q),
-            samples=scored,
-            reference_samples=state.table.n,
-            since=state.onset,
-        )
+        return self.step_all([state], [window], [detector])[0]
+
+    def step_all(
+        self, states: Sequence[Wealth], windows: Sequence[Window], detectors: Sequence[str]
+    ) -> list[tuple[Wealth, DriftResult]]:
+        """One base window of each of many streams; those of one reference are reckoned together."""
+        found: dict[int, tuple[Wealth, DriftResult]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}
+        histograms = [w.histogram(d) for w, d in zip(windows, detectors, strict=True)]
+        scored = [histogram.scored for histogram in histograms]
+        for row, (state, window) in enumerate(zip(states, windows, strict=True)):
+            bets = bool(scored[row]) and len(state.log_m) > 0
+            # The sign tells who bets.
+            kind = (window.end - window.start) * (1 if bets else -1)
+            alike.setdefault((id(state.table), kind), []).append(row)
+        for (_, kind), rows in alike.items():
+            limit = math.log(self.run_length(abs(kind) / _SECOND))
+            many = Wealth.stacked([states[row] for row in rows])
+            after = [states[row] for row in rows]
+            if kind > 0:
+                many = many.bet(
+                    [histograms[row] for row in rows],
+                    np.array([windows[row].start for row in rows], np.int64),
+                    limit,
+                    [
+                        f"{windows[row].start}/{windows[row].segment}/{detectors[row]}".encode()
+                        for row in rows
+                    ],
+                )
+                after = many.split()
+            told = (np.maximum(many.log_mean / _LN10, _LOG10_FLOOR), many.effect, many.onset)
+            for row, state, statistic, effect, since in zip(
+                rows, after, *(column.tolist() for column in told), strict=True
+            ):
+                window = windows[row]
+                found[row] = (
+                    state,
+                    DriftResult(
+                        window.model,
+                        window.version,
+                        "",
+                        detectors[row],
+                        window.segment,
+                        window.start,
+                        window.end,
+                        statistic,
+                        limit / _LN10,
+                        drifted=False,  # decided over all streams together, in `combine`
+                        effect=effect,
+                        samples=scored[row],
+                        reference_samples=state.table.n,
+                        since=since,
+                    ),
+                )
+        return [found[row] for row in range(len(states))]
 
     def measurements(self, state: Wealth) -> Mapping[str, float]:
         """The measured autocorrelation and the block length that follows from it."""
-        believed = state.correlation
+        believed = float(state.correlation)
+        found = state.neighbours.autocorrelation(state.seen, state.table.variance)
         return {
-            "autocorrelation_ratio": state.neighbours.autocorrelation(
-                state.seen, state.table.variance
-            ),
+            "autocorrelation_ratio": float(found),
             "block_length_samples": (1.0 + believed) / (1.0 - believed),
         }
 
@@ -206,11 +239,11 @@ class Budget(DriftTest[Wealth]):
         if not total:
             return {}
         found, expected = np.cumsum(state.recent), np.cumsum(state.table.q)
-        believed = state.correlation
+        believed = float(state.correlation)
         independent = total * (1.0 - believed) / (1.0 + believed)
         risk = math.log(2.0 / _RISK) / 2.0
         error = math.sqrt(risk / independent) + math.sqrt(risk / state.table.n)
-        changed = distance(state.recent, state.table.q)
+        changed = float(state.effect)
         return {
             "samples": total,
             "changed_fraction": changed,
@@ -241,14 +274,17 @@ class Budget(DriftTest[Wealth]):
         everything = [*results, *others]
         evidence = np.array([result.statistic for result in everything])
         threshold = results[0].threshold
-        mean = float(np.logaddexp.reduce(evidence * math.log(10.0))) / math.log(10.0)
+        mean = float(np.logaddexp.reduce(evidence * _LN10)) / _LN10
         mean -= math.log10(len(everything))
         ordered = np.sort(evidence)[::-1]
         streams = len(ordered)
         bars = threshold + np.log10(streams / np.arange(1, streams + 1))
         reached = np.flatnonzero(ordered >= bars)
         bar = ordered[reached[-1]] if len(reached) else math.inf
-        named = [replace(result, drifted=bool(result.statistic >= bar)) for result in results]
+        named = [
+            replace(result, drifted=True) if result.statistic >= bar else result
+            for result in results
+        ]
         first = results[0]
         worst = max(everything, key=lambda result: result.statistic)
         overall = replace(

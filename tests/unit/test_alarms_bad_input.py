@@ -126,7 +126,7 @@ def test_a_thousandfold_burst_is_no_change_and_takes_bounded_time() -> None:
     counts = rng.multinomial(10_000_000, law).astype(np.int64)
     pool = np.maximum(np.round(5001 * law), 1).astype(np.int64)
     began = time.process_time()
-    found = ranked(counts, pool, 7)
+    found = ranked(counts[None], pool[None], np.array([7], np.uint64))[0]
     assert found.sum() == MOST
     assert time.process_time() - began < 5.0
     # And a burst that is a change is one.
@@ -163,7 +163,8 @@ def test_ranks_are_uniform_and_independent_for_a_small_reference() -> None:
         low = []
         for window in range(3):
             counts = np.bincount(known.bins(rng.normal(size=6)), minlength=64)
-            found = ranked(counts, pool, seed * 3 + window)
+            seeds = np.array([seed * 3 + window], np.uint64)
+            found = ranked(counts[None], pool[None], seeds)[0]
             total += found
             low.append(found[BIN_EDGES[1:] <= 0.1 + 1e-9].sum() / 6 - 0.1)
             pool = pool + counts

@@ -16,6 +16,7 @@ from oodmon.checks.drift.traffic import (
     Replica,
     decided,
     mixed,
+    reference,
     shifted,
     stream,
     window,
@@ -57,6 +58,34 @@ def check_split_windows_add_up(test: Test) -> None:
         wanted = whole.step((a + b) + c)
         _assert_alike([forth.step(a + (b + c))], [wanted], "a + (b + c)", "(a + b) + c")
         _assert_alike([back.step(c + b + a)], [wanted], "c + b + a", "a + b + c")
+
+
+def check_many_streams_at_once_equal_each_by_itself(test: Test) -> None:
+    """`step_all` is `step` for every stream, but for the order in which sums are rounded."""
+    rng = np.random.default_rng(9)
+    names = [f"{DETECTOR}-{index % 2}" for index in range(7)]
+    references = [reference(detector=name) for name in names]
+    alone = [test.start(known) for known in references]
+    together = list(alone)
+    for index in range(40):
+        law = shifted(0.8 if index > 25 else 0.0)
+        sizes = rng.choice([0, 3, 20, 200], len(names))
+        seen = [
+            window(rng.multinomial(size, law), index, segment=f"s{row}", detector=names[row])
+            for row, size in enumerate(sizes)
+        ]
+        each = [test.step(*row) for row in zip(alone, seen, names, strict=True)]
+        every = test.step_all(together, seen, names)
+        assert len(every) == len(each), f"{len(each)} streams in, {len(every)} results out"
+        for (_, wanted), (_, got) in zip(each, every, strict=True):
+            for field in dataclasses.fields(DriftResult):
+                a, b = getattr(got, field.name), getattr(wanted, field.name)
+                close = isinstance(b, float) and math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9)
+                assert close or repr(a) == repr(b), (
+                    f"{wanted.segment}, window {index}: {field.name} is {a!r} from step_all and "
+                    f"{b!r} from step"
+                )
+        alone, together = [state for state, _ in each], [state for state, _ in every]
 
 
 def check_replay_equals_live(test: Test) -> None:
