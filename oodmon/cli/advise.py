@@ -13,15 +13,28 @@ from oodmon.cli.data import Form, data_options, model_and_source, require_torch
 from oodmon.cli.options import config_argument
 
 if TYPE_CHECKING:
-    from oodmon.fitting.advice import Advice, Verdict
+    from torch import nn
 
-__all__ = ["advise", "tell"]
+    from oodmon.contracts import Tap
+    from oodmon.fitting import Fitting, Source
+    from oodmon.fitting.advice import Advice
+
+__all__ = ["advise", "after_fit", "tell"]
 
 _BLIND: Final = 0.6
 """An AUROC below this is hardly better than chance, and is shown as such."""
 
-_TWINS: Final = 0.95
-"""Ranks that agree so far say the same; as in `fitting.proposal.propose`."""
+_TENS: Final = 10
+"""Microseconds from which on tenths do not matter."""
+
+_WIDE: Final = 120
+"""Columns of a terminal that has room for who agrees with whom."""
+
+_QUICK_SAMPLES: Final = 50_000
+"""Of a data set that `oodmon fit` reads once more without being asked."""
+
+_QUICK_HELD: Final = 256
+_QUICK_SECONDS: Final = 10.0
 
 
 @click.command()
@@ -104,17 +117,59 @@ def advise(
     tell(advice, others)
 
 
+def after_fit(
+    model: nn.Module,
+    source: Source,
+    tap: Tap,
+    fitting: Fitting,
+    *,
+    learn_share: float,
+    seed: int,
+    in_order: bool,
+) -> None:
+    """What `oodmon fit` says of the detectors that it has just fitted; nothing is learnt again.
+
+    Only where it takes seconds: not where nobody knows how long reading the data again takes.
+    """
+    from oodmon.errors import ContractError
+    from oodmon.fitting.advice import advise as find
+
+    more = "`oodmon advise` tries every other detector on the same data"
+    if not 0 < source.samples <= _QUICK_SAMPLES:
+        click.echo(more)
+        return
+    try:
+        advice = find(
+            model,
+            source,
+            tap=tap,
+            candidates={},
+            learnt={name: fitted.scorer for name, fitted in fitting.detectors.items()},
+            learn_share=learn_share,
+            seed=seed,
+            in_order=in_order,
+            held_samples=_QUICK_HELD,
+            seconds=_QUICK_SECONDS,
+        )
+    except ContractError as error:
+        click.echo(f"no advice: {error}")
+        return
+    if advice.changes:
+        tell(advice, {})
+    click.echo(more)
+
+
 def tell(advice: Advice, others: dict[str, str]) -> None:
     """The table, who agrees with whom, and what to run."""
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print(
-        f"{advice.held} held-out samples against changed copies of them (AUROC; 0.5 sees nothing); "
-        f"{advice.learnt} others to learn from",
+        f"{advice.held} held-out samples against changed copies of them (AUROC; 0.5 sees nothing)"
+        + (f"; {advice.learnt} others to learn from" if advice.learnt else ""),
         soft_wrap=True,
     )
-    console.print(_table(advice))
+    console.print(_table(advice, console.width))
     if any("class" in change for change in advice.changes):
         console.print(
             "[dim]unseen class: kept from detector and head; the features know it, so a new class "
@@ -148,29 +203,31 @@ def tell(advice: Advice, others: dict[str, str]) -> None:
     )
 
 
-def _table(advice: Advice) -> Any:
+def _table(advice: Advice, width: int) -> Any:
     from rich.table import Table
 
-    table = Table("", "detector", "mean", *advice.changes, "µs", "most like", box=None)
-    for column in table.columns[2:-1]:
-        column.justify = "right"
-    for column in table.columns[:3]:
-        column.no_wrap = True
+    wide = width >= _WIDE
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for header in ("", "detector"):
+        table.add_column(header, no_wrap=True)
+    for header in ("mean", *advice.changes, "µs"):
+        table.add_column(header, justify="right", overflow="fold", min_width=5 if wide else 4)
+    if wide:
+        table.add_column("most like", no_wrap=True)
+    digits = 3 if wide else 2
     for name, verdict in advice.verdicts.items():
+        cost = verdict.microseconds
+        like = f"{verdict.like} {verdict.likeness:.2f}" if verdict.like else ""
         table.add_row(
             "•" if name in advice.proposed else "",
             name,
-            _shown(verdict.mean),
-            *(_shown(verdict.auroc[change]) for change in advice.changes),
-            f"{verdict.microseconds:.2g}" if verdict.microseconds < 10 else _whole(verdict),
-            f"{verdict.like} {verdict.likeness:.2f}" if verdict.like else "",
+            _shown(verdict.mean, digits),
+            *(_shown(verdict.auroc[change], digits) for change in advice.changes),
+            f"{cost:.2g}" if cost < _TENS else f"{cost:.0f}",
+            *([like] if wide else []),
             style="bold" if name in advice.proposed else "",
         )
     return table
-
-
-def _whole(verdict: Verdict) -> str:
-    return f"{verdict.microseconds:.0f}"
 
 
 def _agreement(advice: Advice) -> Any:
@@ -183,8 +240,8 @@ def _agreement(advice: Advice) -> Any:
     return table
 
 
-def _shown(value: float) -> str:
+def _shown(value: float, digits: int) -> str:
     if math.isnan(value):
         return "–"
-    text = f"{value:.3f}"
+    text = f"{value:.{digits}f}"
     return f"[dim]{text}[/]" if value < _BLIND else text

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from oodmon.cli.advise import after_fit
 from oodmon.cli.bars import Bars
 from oodmon.cli.data import Form, data_options, model_and_source, require_torch
 from oodmon.cli.options import config_argument
@@ -33,6 +34,7 @@ __all__ = ["fit"]
     type=click.IntRange(8, 100_000),
     help="In a window, about: what thresholds of drift tests are found with.",
 )
+@click.option("--advice/--no-advice", default=True, help="Tell what each detector reacts to.")
 def fit(
     config: str,
     data: str,
@@ -44,6 +46,7 @@ def fit(
     device: str,
     in_order: bool,
     window_samples: int,
+    advice: bool,
     image_size: tuple[int, int] | None,
     image_mode: str,
 ) -> None:
@@ -63,6 +66,9 @@ def fit(
     against. Both files of each detector go to the config's `states` folder, and so do the
     thresholds of drift tests with `false_alarms`. Those are for independent samples unless DATA is
     --in-order: then neighbours stay together, and thresholds allow for how alike they are.
+
+    At the end it tells which corruptions of the held-out samples each detector reacts to, how
+    alike detectors are and what they cost; `oodmon advise` compares them with all others.
     """
     if not 0.0 < learn_share < 1.0:
         raise click.BadParameter(f"{learn_share} is not in (0, 1)", param_hint="--learn-share")
@@ -93,6 +99,16 @@ def fit(
     folder = _write(fitting, half.states)
     _tell(fitting, folder)
     promise(config, fitting, window_samples, in_order=in_order, seed=seed)
+    if advice:
+        after_fit(
+            found,
+            source,
+            half.tap.component.component,
+            fitting,
+            learn_share=learn_share,
+            seed=seed,
+            in_order=in_order,
+        )
 
 
 def _write(fitting: Fitting, states: str) -> Path:

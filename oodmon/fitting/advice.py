@@ -74,7 +74,7 @@ class Advice:
 
     Attributes:
         verdicts: id → verdict, the best mean first.
-        skipped: id → why it could not be tried, or was not.
+        skipped: id, or change → why it could not be tried.
         changes: what samples were set against.
         correlation: id → id → Spearman's of their ranks over clean and corrupted samples.
         learnt, held: samples that were learnt from and held out.
@@ -231,9 +231,15 @@ def advise(
         columns: dict[str, list[Scores]] = {name: [usual[name]] for name in known}
         changes = corruptions_for(held, seed)
         few = _affordable(held, seconds, pass_seconds * max(1, len(changes)))
+        done: list[str] = []
         for number, (change, corrupted) in enumerate(changes.items()):
             tell("corrupting", number / len(changes), change)
-            scores = try_all.scores(reading.read(corrupted(batch)) for batch in few)
+            try:
+                scores = try_all.scores(reading.read(corrupted(batch)) for batch in few)
+            except Exception as error:  # the model may refuse what it was not made for
+                skipped[change] = f"the model raised {type(error).__name__}: {error}"
+                continue
+            done.append(change)
             for name, column in scores.items():
                 found[name][change] = _auroc(usual[name], column)
                 columns[name].append(column)
@@ -254,7 +260,7 @@ def advise(
         rank_correlation(np.stack([np.concatenate(columns[name]) for name in known])),
         cost,
         skipped,
-        (*changes, *([UNSEEN] if unseen else [])),
+        (*done, *([UNSEEN] if unseen else [])),
         kept.rows,
         clean.rows,
         1e6 * pass_seconds,

@@ -66,7 +66,7 @@ def propose(
         open_.discard(best)
     affordable = [row for row in range(len(auroc)) if cost[row] <= budget]
     single = max(affordable, key=lambda row: (coverage(auroc[[row]]), -cost[row]), default=None)
-    if single is not None and coverage(auroc[[single]]) > coverage(auroc[chosen]):
+    if single is not None and coverage(auroc[[single]]) - coverage(auroc[chosen]) >= least_gain:
         chosen = [single]
     for row in sorted(chosen, key=lambda row: -cost[row]):
         rest = [other for other in chosen if other != row]
