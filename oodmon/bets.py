@@ -209,7 +209,8 @@ def bets(
     sequential: tuple[_Fair, ...] = ()
     frozen: tuple[_Fair, ...] = ()
     if ranks != "frozen":
-        sequential = _fair(uniform.tobytes(), tolerated_fraction, 0.0)
+        # The pool may have learnt one tolerated change when its opposite comes.
+        sequential = _fair(uniform.tobytes(), 2.0 * tolerated_fraction, 0.0)
     if ranks != "sequential":
         frozen = _fair(q.tobytes(), tolerated_fraction, error)
     found = [*sequential, *frozen]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from oodmon.config.schema import Config
     from oodmon.records import DriftResult, Window
 
-__all__ = ["replay"]
+__all__ = ["rehearse", "replay", "stored_windows"]
 
 _SECOND: Final = 1_000_000_000
 _BATCHES: Final = 512
@@ -43,7 +43,8 @@ def replay(config: str, source: str, store_config: str | None, last: float, as_j
     Nothing is written and nobody is told: a way to try other tests, thresholds and rules. Stored
     windows are counts, without the raw scores that they came from: a test that reads raw scores
     sees none, and of sliding windows a test that counts every sample once sees those that do not
-    overlap. The feed holds raw scores, but is the daemon's while that runs.
+    overlap. Ranks within a context are those that the daemon took. The feed holds raw scores, but
+    is the daemon's while that runs.
     """
     from oodmon.config.parse import load
 
@@ -108,15 +109,15 @@ def _from_store(
 
     with opened_store(store_config) as store:
         rows = store.windows(model=config.model.name, version=config.model.version)
-    windows = _windows(rows)
+    windows = stored_windows(rows)
     if last and windows:
         since = windows[-1].end - round(last * _SECOND)
         windows = [window for window in windows if window.start >= since]
-    results, alerts = _rehearse(config, windows)
+    results, alerts = rehearse(config, windows)
     return results, alerts, len(windows)
 
 
-def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
+def stored_windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
     """Rows (one per detector) → windows, by their end, then segment."""
     import numpy as np
 
@@ -143,7 +144,7 @@ def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
                     row["invalid"],
                     empty.keys,
                     empty.sample,
-                    **_judged(row),
+                    *(row[name] for name in ("pairs", "jumps", "judged", "errors")),
                 )
                 for row in parts
                 if row["detector"]
@@ -154,71 +155,56 @@ def _windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
     ]
 
 
-def _judged(row: Mapping[str, Any]) -> dict[str, int]:
-    """The expected errors, in millionths as they were counted, back from the accuracy."""
-    accuracy = row["estimated_accuracy"]
-    if accuracy is None:
-        return {}
-    return {"judged": row["scored"], "errors": round((1.0 - accuracy) * row["scored"] * 1e6)}
-
-
-def _rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResult], list[Row]]:
+def rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResult], list[Row]]:
     """Drift tests and rules over closed windows, as the pipeline takes them."""
+    from oodmon.cells import Cells
     from oodmon.config import build
-    from oodmon.records import ALL
+    from oodmon.records import Window
     from oodmon.rules import Rules
+    from oodmon.streams import Streams
 
     half = build.daemon_half(config)
     name, version = config.model.name, config.model.version
     known = build.calibrations(config)
-    references = {d: calibration.reference(name, version) for d, calibration in known.items()}
-    tests = build.drift_tests(config, known)
+    ranked = {d: Cells(c) if half.calibration.context else c for d, c in known.items()}
+    streams = Streams(
+        build.drift_tests(config, known),
+        {d: ranks.reference(name, version) for d, ranks in ranked.items()},
+    )
     rules = Rules(half.rules, {"model": name, "version": version})
-    states: dict[tuple[str, str, str], Any] = {}
-    latest: dict[tuple[str, str, str], DriftResult] = {}
-    free: dict[tuple[str, str], int] = {}
+    free: dict[str, int] = {}
     found: list[DriftResult] = []
     alerts: list[Row] = []
     for end, group in groupby(windows, key=lambda window: window.end):
-        span = list(group)
-        spoken: list[DriftResult] = []
-        for test_name, test in tests.items():
-            own: list[DriftResult] = []
-            for window in span if not test.disjoint else _disjoint(test_name, span, free):
-                for detector in window.detectors.keys() & references.keys():
-                    key = (test_name, detector, window.segment)
-                    if key not in states:
-                        states[key] = test.start(references[detector])
-                    states[key], result = test.step(states[key], window, detector)
-                    own.append(replace(result, test=test_name))
-            fresh = {(test_name, r.detector, r.segment) for r in own}
-            others = [r for k, r in latest.items() if k[0] == test_name and k not in fresh]
-            latest |= {(test_name, r.detector, r.segment): r for r in own}
-            spoken += test.combine(own, others) if own else []
+        span = [_of(window, known) for window in group]
+        spoken = streams.judge(span, _disjoint(span, free))
         found += spoken
+        silent = Window(name, version, "", span[0].start, end)
         for transition in rules.step(spoken):
             episode = transition.episode
             status = "resolved" if transition.resolved else "firing"
             at = end if transition.resolved else episode.started_at
             alerts.append(_row(episode.rule, episode.labels, status, at))
             if transition.resolved:
-                # As in the pipeline: after an episode the evidence starts again from nothing.
-                place = (episode.labels["test"], episode.detector, episode.segment)
-                for key in list(states):
-                    if all(a in (ALL, b) for a, b in zip(place, key, strict=True)):
-                        states.pop(key)
-                        latest.pop(key, None)
+                test = episode.labels["test"]
+                streams.rearm(test, episode.detector, episode.segment, silent)
     return found, alerts
 
 
-def _disjoint(
-    test: str, span: Iterable[Window], free: dict[tuple[str, str], int]
-) -> Iterator[Window]:
+def _of(window: Window, known: Collection[str]) -> Window:
+    """With the detectors that have a calibration now."""
+    mine = {name: found for name, found in window.detectors.items() if name in known}
+    return replace(window, detectors=mine)
+
+
+def _disjoint(span: Iterable[Window], free: dict[str, int]) -> list[Window]:
     """Of windows that may overlap, those that begin where the one before them ended, or later."""
+    found = []
     for window in span:
-        if window.start >= free.get((test, window.segment), 0):
-            free[test, window.segment] = window.end
-            yield window
+        if window.start >= free.get(window.segment, 0):
+            free[window.segment] = window.end
+            found.append(window)
+    return found
 
 
 def _row(rule: str, labels: Mapping[str, str], status: str, at: int) -> Row:

@@ -174,6 +174,10 @@ def _histogram(histogram: Histogram) -> Row:
     return {
         "scored": scored,
         "invalid": int(histogram.invalid),
+        "pairs": int(histogram.pairs),
+        "jumps": int(histogram.jumps),
+        "judged": int(histogram.judged),
+        "errors": int(histogram.errors),
         "share_p05": _share(counts, scored, 0.05),
         "share_p01": _share(counts, scored, 0.01),
         "mean_p": float(counts @ _MIDDLES) / scored if scored else None,

@@ -34,12 +34,14 @@ __all__ = [
     "alerts",
     "drift_results",
     "flagged_samples",
+    "labels",
     "leases",
     "metadata",
     "notices",
     "outbox",
     "pipeline_state",
     "positions",
+    "predictions",
     "trigger_firings",
     "windows",
 ]
@@ -92,6 +94,10 @@ windows: Final = Table(
     _count("invalid"),
     _count("dropped"),
     _count("late"),
+    _count("pairs"),
+    _count("jumps"),
+    _count("judged"),
+    _count("errors"),
     _number("share_p05"),
     _number("share_p01"),
     _number("mean_p"),
@@ -172,6 +178,30 @@ notices: Final = Table(
     _count("observed_at_ns"),
     _text("text"),
     Index(None, "pipeline", "observed_at_ns"),
+)
+
+predictions: Final = Table(
+    "predictions",
+    metadata,
+    _key("pipeline"),
+    _key("sample_id"),
+    _key("model"),
+    _key("version"),
+    _text("segment"),
+    _count("observed_at_ns"),
+    _count("predicted"),
+    _number("expected_error"),
+    Column("label", BigInteger, nullable=True),
+    Index(None, "pipeline", "observed_at_ns"),
+)
+
+labels: Final = Table(
+    "labels",
+    metadata,
+    _key("pipeline"),
+    _key("sample_id"),
+    _count("label"),
+    Column("seen_ns", BigInteger, nullable=False, server_default="0"),
 )
 
 agents: Final = Table(
@@ -263,5 +293,7 @@ TIME_OF: Final = {
     flagged_samples: flagged_samples.c.observed_at_ns,
     notices: notices.c.observed_at_ns,
     trigger_firings: trigger_firings.c.at_ns,
+    predictions: predictions.c.observed_at_ns,
+    labels: labels.c.seen_ns,
 }
 """The column that ``since_ns <= … < until_ns`` of a query speaks of."""

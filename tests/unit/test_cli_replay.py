@@ -11,9 +11,10 @@ from click.testing import CliRunner
 
 from oodmon.calibration import Calibration
 from oodmon.cli import main
+from oodmon.cli.replay import rehearse, stored_windows
 from oodmon.config import build
 from oodmon.config.parse import load
-from oodmon.records import Alert, Fact, ScoreBatch
+from oodmon.records import Alert, DriftResult, Fact, ScoreBatch
 
 SECOND = 1_000_000_000
 START = 1_700_000_000 * SECOND
@@ -103,6 +104,52 @@ def test_feed_and_store_agree_with_the_pipeline(config: Path) -> None:
     assert {row[:2] for row in told} == {row[:2] for row in truth}
     # Nothing was settled: the feed can be replayed again.
     assert _told(config, "--source", "feed") == truth
+
+
+@pytest.mark.parametrize("config", [0], indirect=True)
+def test_the_store_holds_all_that_decisions_rest_on(config: Path) -> None:
+    """Correlated traffic, ranks within the predicted class, an alarm and what came after it.
+
+    Of tumbling windows. Where evidence is reckoned with another correlation, with other ranks, or
+    without what was learnt before an episode ended, the statistics differ.
+    """
+    config.write_text(
+        config.read_text().replace("path: states/}", "path: states/, context: predicted}")
+    )
+    checked = load(config, "daemon")
+    pipeline = build.pipeline(checked)
+    draw = np.random.default_rng(5)
+    facts: list[Fact] = []
+    last = 0.0
+    for index in range(240):
+        noise, scores = draw.normal(size=40) * 0.8, np.empty(40)
+        for row in range(40):
+            last = scores[row] = 0.6 * last + noise[row]
+        shift = 2.0 if 100 <= index < 120 else 0.0
+        facts += pipeline.step(
+            ScoreBatch(
+                model="m",
+                version="1",
+                source="agent",
+                sequence=index,
+                observed_at=START + index * SECOND,
+                scores={"d": (scores + shift).astype(np.float32)},
+                digests={"d": DIGEST},
+                predicted=draw.integers(0, 4, 40).astype(np.int32),
+            )
+        )
+    truth = [fact for fact in facts if isinstance(fact, DriftResult)]
+    ends = [fact.ended_at for fact in facts if isinstance(fact, Alert) and fact.ended_at]
+    assert any(result.end > min(ends) for result in truth if result.test == "budget")
+    ((_, measured),) = pipeline.measurements().items()
+    assert measured["autocorrelation_ratio"] > 0.4
+    store = build.store(checked)
+    store.open()
+    store.append(facts, state=pipeline.freeze(), positions={})
+    rows = store.windows(model="m", version="1")
+    store.close()
+    found, _ = rehearse(checked, stored_windows(rows))
+    assert [repr(result) for result in found] == [repr(result) for result in truth]
 
 
 def test_another_config_may_look_at_the_same_store(config: Path, tmp_path: Path) -> None:

@@ -14,7 +14,10 @@ branch_labels = None
 depends_on = None
 
 _COUNTS = {
-    "windows": ("samples", "scored", "invalid", "dropped", "late"),
+    "windows": (
+        *("samples", "scored", "invalid", "dropped", "late"),
+        *("pairs", "jumps", "judged", "errors"),
+    ),
     "agents": ("sequence", "observed_at_ns", "samples", "dropped", "lost"),
 }
 
@@ -34,6 +37,7 @@ def _numbers(*names: str) -> list[sa.Column[float]]:
 def upgrade() -> None:
     """Make every table of the first release."""
     _facts()
+    _labels()
     _machinery()
 
 
@@ -123,6 +127,27 @@ def _facts() -> None:
     op.create_index("ix_notices_pipeline_observed_at_ns", "notices", ["pipeline", "observed_at_ns"])
 
 
+def _labels() -> None:
+    op.create_table(
+        "predictions",
+        *_texts("pipeline", "sample_id", "model", "version", "segment"),
+        *_integers("observed_at_ns", "predicted"),
+        *_numbers("expected_error"),
+        sa.Column("label", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("pipeline", "sample_id", "model", "version", name="pk_predictions"),
+    )
+    op.create_index(
+        "ix_predictions_pipeline_observed_at_ns", "predictions", ["pipeline", "observed_at_ns"]
+    )
+    op.create_table(
+        "labels",
+        *_texts("pipeline", "sample_id"),
+        *_integers("label"),
+        sa.Column("seen_ns", sa.BigInteger(), nullable=False, server_default="0"),
+        sa.PrimaryKeyConstraint("pipeline", "sample_id", name="pk_labels"),
+    )
+
+
 def _machinery() -> None:
     op.create_table(
         "agents",
@@ -198,6 +223,8 @@ def downgrade() -> None:
         "outbox",
         "positions",
         "agents",
+        "labels",
+        "predictions",
         "notices",
         "flagged_samples",
         "alerts",
