@@ -57,7 +57,7 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
         parts=parts,
         reader=half.feed.component.reader,
         store=build.store(checked),
-        retention=Retention(half.store.retention_days, half.store.max_bytes),
+        retention=Retention(half.store.retention_days, half.store.max_bytes, half.labels),
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )
@@ -111,4 +111,5 @@ def parts_of(config: Config) -> Parts:
             name: build.calibration_path(half.calibration.path, name).stat().st_mtime
             for name in pipeline.calibrations
         },
+        labelling=half.labels,
     )

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from oodmon.admission import Admission
 from oodmon.errors import ContractError
+from oodmon.labelling import Labelling
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
 
@@ -49,6 +50,8 @@ RETENTION_DAYS: Final[Mapping[str, float]] = {
     "dead_letters": 30.0,
     "trigger_firings": 400.0,
     "agents": 90.0,
+    "predictions": 30.0,
+    "labels": 30.0,
 }
 """How long each kind of fact is kept where the file says nothing."""
 
@@ -238,6 +241,7 @@ class DaemonSection:
         triggers: id → what an alert may set going.
         http: health and metrics.
         intake: where servers without an agent may post scores and outputs; none listens nowhere.
+        labels: which predictions are kept for labels that come late; none keeps none.
     """
 
     feed: Component
@@ -252,6 +256,7 @@ class DaemonSection:
     triggers: Mapping[str, TriggerSection]
     http: HttpSection
     intake: Admission | None = None
+    labels: Labelling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,6 +80,7 @@ class Commits:
                     positions=group.positions,
                     outbox=outbox,
                     agents=list(group.agents.values()),
+                    predictions=group.predictions,
                 )
                 break
             except Superseded:

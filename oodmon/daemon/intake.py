@@ -15,12 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-from oodmon.calibration import Calibration
+from oodmon.calibration import EXPECTED_ERROR, Calibration
 from oodmon.contracts import Delivery, DriftTest
+from oodmon.daemon.labels import predictions
 from oodmon.daemon.metrics import Metrics
 from oodmon.errors import ContractError
+from oodmon.labelling import Labelling
 from oodmon.records import Fact, Notice, ScoreBatch
 from oodmon.store.events import AgentSeen
+from oodmon.store.labels import Prediction
 
 __all__ = ["Fold", "Group", "Intake"]
 
@@ -77,6 +80,7 @@ class Group:
         agents: source → what is known of it after the group.
         batches: taken, refused and repeated ones together.
         accepted: times of the batches that the pipeline took, ns UTC.
+        predictions: what was answered, where it is kept for labels that come late.
     """
 
     facts: list[Fact] = field(default_factory=list)
@@ -84,6 +88,7 @@ class Group:
     agents: dict[str, AgentSeen] = field(default_factory=dict)
     batches: int = 0
     accepted: list[int] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         return bool(self.batches or self.facts)
@@ -96,10 +101,18 @@ class Intake:
         pipeline: the fold; from here on nobody else steps it.
         agents: what was last heard of the agents.
         metrics: where batches are counted.
+        labelling: which predictions are kept; none: no prediction.
     """
 
-    def __init__(self, pipeline: Fold, agents: Sequence[AgentSeen], metrics: Metrics) -> None:
+    def __init__(
+        self,
+        pipeline: Fold,
+        agents: Sequence[AgentSeen],
+        metrics: Metrics,
+        labelling: Labelling | None = None,
+    ) -> None:
         self.pipeline = pipeline
+        self._labelling = labelling
         self.agents = {agent.source: agent for agent in agents}
         self.group = Group()
         self._metrics = metrics
@@ -116,11 +129,11 @@ class Intake:
         self.group = Group()
         self.mark(state)
 
-    def swap(self, pipeline: Fold) -> None:
+    def swap(self, pipeline: Fold, labelling: Labelling | None = None) -> None:
         """Go on with another pipeline; only between groups."""
         if self.group:
             raise ContractError("a pipeline is only swapped between groups")
-        self.pipeline = pipeline
+        self.pipeline, self._labelling = pipeline, labelling
         self.mark()
 
     def take(self, delivery: Delivery) -> None:
@@ -143,6 +156,8 @@ class Intake:
         if error is None:
             group.facts += facts
             group.accepted.append(batch.observed_at)
+            if self._labelling is not None:
+                group.predictions += predictions(self._labelling, batch, self._error_of(batch))
             self._since.append(batch)
             self._metrics.add("oodmon_batches_total", result="accepted")
             counted = 0 if batch.repeats else batch.rows
@@ -152,6 +167,13 @@ class Intake:
         else:
             self._refuse(batch, error)
         self._see(before, batch, accepted=error is None)
+
+    def _error_of(self, batch: ScoreBatch) -> str:
+        """The first detector whose column is the probability of a wrong answer."""
+        for name, known in self.pipeline.calibrations.items():
+            if known.measures == EXPECTED_ERROR and batch.digests.get(name) == known.digest:
+                return name
+        return ""
 
     def advance(self, now_ns: int) -> None:
         """Time has passed and the feed is drained."""

@@ -122,6 +122,16 @@ METRICS: Final[dict[str, Metric]] = {
             "The same estimate on the reference: what it was when all was well",
             "detector",
         ),
+        _gauge("oodmon_labelled_samples", "Recent samples with a label", *_MODEL),
+        _gauge("oodmon_accuracy_ratio", "Share of right answers among them", *_MODEL),
+        _gauge("oodmon_accuracy_low_ratio", "Lower end of its 95 % interval", *_MODEL),
+        _gauge("oodmon_accuracy_high_ratio", "Upper end of its 95 % interval", *_MODEL),
+        _gauge("oodmon_estimate_shift_ratio", "What labels add to the estimate", *_MODEL),
+        _gauge(
+            "oodmon_corrected_accuracy_ratio",
+            "The estimate on all recent samples, set right by the labels on some",
+            *_MODEL,
+        ),
         _counter("oodmon_windows_closed_total", "Windows closed", *_MODEL),
         _gauge(
             "oodmon_window_last_closed_timestamp_seconds",

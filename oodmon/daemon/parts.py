@@ -9,6 +9,7 @@ from oodmon.daemon.backoff import Receiver
 from oodmon.daemon.intake import Fold
 from oodmon.daemon.routes import Routes
 from oodmon.errors import ContractError
+from oodmon.labelling import Labelling
 
 __all__ = ["Pace", "Parts"]
 
@@ -56,6 +57,7 @@ class Parts:
         receivers: name in the outbox (``sinks.<id>``, ``triggers.<id>``) → what is called.
         flag_level: the tail probability at which samples are flagged, for the metrics.
         calibrated: detector → when its calibration was made, seconds since the epoch.
+        labelling: which predictions are kept for labels that come late; none: no prediction.
     """
 
     pipeline: Fold
@@ -63,3 +65,4 @@ class Parts:
     receivers: Mapping[str, Receiver]
     flag_level: float = 0.001
     calibrated: Mapping[str, float] = field(default_factory=dict)
+    labelling: Labelling | None = None

@@ -218,7 +218,8 @@ class Service:
         if snapshot is not None and snapshot.state:
             self._thaw(self._parts.pipeline, snapshot.state)
         reader.seek({} if snapshot is None else snapshot.positions)
-        self._intake = Intake(self._parts.pipeline, self._store.agents_seen(), self.metrics)
+        parts, agents = self._parts, self._store.agents_seen()
+        self._intake = Intake(parts.pipeline, agents, self.metrics, parts.labelling)
         self._observer.episodes(self._store.alerts(status="firing"))
 
     def _thaw(self, pipeline: Fold, state: bytes) -> None:
@@ -315,7 +316,7 @@ class Service:
             return str(parts) or type(parts).__name__
         self._blank = parts.pipeline.freeze()
         self._thaw(parts.pipeline, self._parts.pipeline.freeze())
-        self._intake.swap(parts.pipeline)
+        self._intake.swap(parts.pipeline, parts.labelling)
         self._parts = parts
         self._couriers.serve(parts.receivers, self._pace.grace_seconds)
         self._configured()

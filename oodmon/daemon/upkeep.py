@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from oodmon.contracts import Reader
+from oodmon.daemon.labels import tell
 from oodmon.daemon.metrics import Metrics
 from oodmon.errors import OodmonError
+from oodmon.labelling import Labelling
 from oodmon.store.events import Store
 
 __all__ = ["Retention", "Upkeep"]
@@ -26,7 +28,14 @@ _JOIN_SECONDS: Final = 5.0
 _PARTS: Final = 8
 """Over the limit, the oldest such part of the history goes first."""
 
-_GOES_FIRST: Final = ("flagged_samples", "outbox", "windows", "drift_results", "notices")
+_GOES_FIRST: Final = (
+    "predictions",
+    "flagged_samples",
+    "outbox",
+    "windows",
+    "drift_results",
+    "notices",
+)
 """What a store that is too large gives up: never alerts, and never what waits to be sent."""
 
 
@@ -38,10 +47,12 @@ class Retention:
         days: kind of `store.retention.KINDS` → days before the newest window; 0 for ever.
         max_bytes: of the store; beyond it the oldest history of a SQLite file goes early. A
             PostgreSQL server, whose tables seldom shrink, is only watched. 0: no limit.
+        labelling: where predictions are kept for labels: how what they come to is told.
     """
 
     days: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int = 0
+    labelling: Labelling | None = None
 
 
 class Upkeep:
@@ -80,7 +91,9 @@ class Upkeep:
             thread.join(_JOIN_SECONDS)
 
     def round(self, reader: Reader) -> None:
-        """Prune and measure once."""
+        """Prune and measure once, and join what labels came."""
+        if self._retention.labelling is not None:
+            tell(self._retention.labelling, self._store, self._metrics)
         self._prune()
         partitions = reader.partitions()
         if partitions is not None:

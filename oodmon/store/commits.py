@@ -17,6 +17,7 @@ from oodmon.errors import Superseded
 from oodmon.records import Event, Fact
 from oodmon.store import tables
 from oodmon.store.database import Database
+from oodmon.store.labels import Labels, Prediction
 from oodmon.store.leases import Lease
 from oodmon.store.outbox import Outbox
 from oodmon.store.rows import clean, fact_rows, key
@@ -72,11 +73,14 @@ class Commits:
     and comes back finds another one's mark, or a state that it did not load, and is refused.
     """
 
-    def __init__(self, database: Database, pipeline: str, outbox: Outbox, lease: Lease) -> None:
+    def __init__(
+        self, database: Database, pipeline: str, outbox: Outbox, lease: Lease, labels: Labels
+    ) -> None:
         self._database = database
         self._pipeline = pipeline
         self._outbox = outbox
         self._lease = lease
+        self._labels = labels
         self._writer = uuid4().hex
         self._revision: int | None = None
         self._appended = False
@@ -106,6 +110,7 @@ class Commits:
         outbox: Sequence[tuple[str, Event]],
         agents: Sequence[AgentSeen],
         digest: str,
+        predictions: Sequence[Prediction],
     ) -> None:
         """One transaction."""
         found = fact_rows(facts, self._pipeline)
@@ -118,6 +123,7 @@ class Commits:
                     connection.execute(insert_new(table, dialect), rows)
             if tables.alerts in found:
                 self._write_alerts(connection, found[tables.alerts])
+            self._labels.keep(connection, predictions)
             self._outbox.add(connection, outbox)
             self._write_agents(connection, agents)
             if positions:

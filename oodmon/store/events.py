@@ -17,6 +17,7 @@ from oodmon.store import retention, schema, tables
 from oodmon.store.commits import AgentSeen, Commits, Snapshot
 from oodmon.store.database import Database
 from oodmon.store.firings import Firings
+from oodmon.store.labels import Labels, Measured, Prediction
 from oodmon.store.leases import Lease
 from oodmon.store.outbox import Depth, Outbox, OutboxRow
 from oodmon.store.queries import Asked, Queries
@@ -47,7 +48,10 @@ class Store:
         self._firings = Firings(self._database, self.pipeline)
         self.lease_seconds = lease_seconds
         self._lease = Lease(self._database, self.pipeline, lease_seconds)
-        self._commits = Commits(self._database, self.pipeline, self._outbox, self._lease)
+        self._labels = Labels(self._database, self.pipeline)
+        self._commits = Commits(
+            self._database, self.pipeline, self._outbox, self._lease, self._labels
+        )
 
     def __repr__(self) -> str:
         return f"Store({str(self._database)!r}, {self.pipeline!r})"
@@ -102,6 +106,7 @@ class Store:
         outbox: Sequence[tuple[str, Event]] = (),
         agents: Sequence[AgentSeen] = (),
         digest: str = "",
+        predictions: Sequence[Prediction] = (),
     ) -> None:
         """Commit what was concluded, what is to be told, and how far the feed was read for it.
 
@@ -114,14 +119,35 @@ class Store:
             outbox: (receiver, event) pairs; receivers are ``sinks.<id>`` and ``triggers.<id>``.
             agents: what was seen of the agents in these batches.
             digest: what the state was made for.
+            predictions: what was answered, to be held against labels; the first of a sample stays.
 
         Errors:
             `StoreError`; nothing was written. `Superseded` where another daemon works for the same
             pipeline: two folds over one feed would mix.
         """
         self._commits.append(
-            facts, state=state, positions=positions, outbox=outbox, agents=agents, digest=digest
+            facts,
+            state=state,
+            positions=positions,
+            outbox=outbox,
+            agents=agents,
+            digest=digest,
+            predictions=predictions,
         )
+
+    # labels that come late
+
+    def add_labels(self, labels: Mapping[str, int]) -> None:
+        """Sample id → class: wait in the inbox until `join_labels`; a newer one replaces one."""
+        self._labels.add(labels)
+
+    def join_labels(self, now_ns: int) -> int:
+        """Move labels from the inbox to their predictions; how many found one."""
+        return self._labels.join(now_ns)
+
+    def measured(self, since_ns: int, until_ns: int) -> list[Measured]:
+        """Per model version: what labels say of samples observed in [since, until)."""
+        return self._labels.measured(since_ns, until_ns)
 
     # delivery
 

@@ -36,8 +36,11 @@ KINDS: Final = (
     "dead_letters",
     "trigger_firings",
     "agents",
+    "predictions",
+    "labels",
 )
-"""What can be pruned. ``outbox`` is what was settled; ``alerts`` is episodes that have ended."""
+"""What can be pruned. ``outbox`` is what was settled; ``alerts`` is episodes that have ended;
+``labels`` is those that no prediction was found for."""
 
 
 def prune(
@@ -66,6 +69,10 @@ def _target(kind: str, pipeline: str, before_ns: int) -> tuple[Table, list[Colum
     if kind == "agents":
         agents = tables.agents
         return agents, [agents.c.pipeline == pipeline, agents.c.observed_at_ns < before_ns]
+    if kind == "labels":
+        # One that nobody has looked at has no time yet.
+        seen = tables.labels.c.seen_ns
+        return tables.labels, [tables.labels.c.pipeline == pipeline, seen > 0, seen < before_ns]
     table = tables.metadata.tables[kind]
     return table, [table.c.pipeline == pipeline, tables.TIME_OF[table] < before_ns]
 
