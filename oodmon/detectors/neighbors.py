@@ -36,6 +36,15 @@ _PROJECTED: Final = 64
 """Dimensions in which a coreset is chosen: distances survive a random projection (Johnson and
 Lindenstrauss), and choosing is bound by reading the rows once per point."""
 
+_PAPERS: Final = 50
+"""Which neighbour counts in a large bank (the paper's, for CIFAR-10)."""
+
+_A_SHARE: Final = 100
+"""In a smaller bank it is that of one row in so many: still of the sample's own class."""
+
+_FEW: Final = 5
+"""And in a coreset, whose points are no measure of density."""
+
 _HELD_OUT: Final = 0.1
 _HELD_OUT_ROWS: Final = 1000
 """Rows, as a share and at most, that a coreset's recall is measured on; they are in no bank."""
@@ -117,8 +126,11 @@ class KNN(Detector):
     Score      |x - b_(k)|, >= 0; at most 2 if `normalize`
     Reference  Sun et al., ICML 2022
 
-    Options: `layer`, empty for the penultimate features ("logits" are features too). `k`.
-    `normalize`: features are scaled to length 1, as in the paper. `rows` of the bank at most:
+    Options: `layer`, empty for the penultimate features ("logits" are features too). `k`; 0 is the
+    paper's 50 for a bank of 5,000 and more, a hundredth of a smaller one, and at most 5 of a
+    coreset: a k-th neighbour must come from the sample's own class, and with more neighbours than a
+    class has samples, sure samples are farther from it than doubtful ones: the score turns upside
+    down. `normalize`: features are scaled to length 1, as in the paper. `rows` of the bank at most:
     above, a seeded uniform sample. `coreset`: 0, or so many points of that sample which leave no
     row far from all of them.
 
@@ -132,7 +144,7 @@ class KNN(Detector):
     """
 
     layer: str = ""
-    k: int = 50
+    k: int = 0
     normalize: bool = True
     rows: int = 10_000
     coreset: int = 0
@@ -148,11 +160,10 @@ class KNN(Detector):
     cost: ClassVar[str] = "N·D"
 
     def __post_init__(self) -> None:
-        for option in ("k", "rows"):
-            if getattr(self, option) < 1:
-                raise ContractError(
-                    f"detectors.knn.{option}: {getattr(self, option)} is not positive"
-                )
+        if self.rows < 1:
+            raise ContractError(f"detectors.knn.rows: {self.rows} is not positive")
+        if self.k < 0:
+            raise ContractError(f"detectors.knn.k: {self.k} is negative")
         if self.rows < self.k:
             raise ContractError(f"detectors.knn.rows: {self.rows} is less than k, {self.k}")
         if self.coreset and self.coreset < self.k:
@@ -161,7 +172,7 @@ class KNN(Detector):
     @classmethod
     def examples(cls) -> Sequence[dict[str, Any]]:
         """Option sets that the conformity checks run."""
-        return ({"k": 10}, {"k": 5, "normalize": False, "rows": 200}, {"k": 1, "coreset": 60})
+        return ({}, {"k": 10}, {"k": 5, "normalize": False, "rows": 200}, {"k": 1, "coreset": 60})
 
     def pin(self, layers: Sequence[str]) -> Self:
         """The penultimate features, else the last layer, where none was named."""
@@ -201,7 +212,12 @@ class KNN(Detector):
         """Distance to the k-th nearest."""
         bank = state["bank"]
         rows = width_of(self, self.layer, self._rows(acts), bank.shape[1])
-        return _distance(rows, bank, state["half"], min(self.k, len(bank)))
+        return _distance(rows, bank, state["half"], self._neighbour(len(bank)))
+
+    def _neighbour(self, size: int, whole: bool = False) -> int:
+        """Which neighbour counts in a bank of this size."""
+        most = _FEW if self.coreset and not whole else _PAPERS
+        return min(self.k or min(most, max(1, size // _A_SHARE)), size)
 
     def _rows(self, acts: Activations) -> Tensor:
         return unit(acts, self.layer) if self.normalize else features(acts, self.layer)
@@ -216,8 +232,12 @@ class KNN(Detector):
         tail = int(_TAIL * held)
         if not tail or len(few) < self.k or len(rest) < self.k:
             return few, 0.0
-        exact = _distance(aside, rest, _half(rest), self.k).topk(tail).indices
-        found = _distance(aside, few, _half(few), self.k).topk(tail).indices
+        exact = (
+            _distance(aside, rest, _half(rest), self._neighbour(len(rest), whole=True))
+            .topk(tail)
+            .indices
+        )
+        found = _distance(aside, few, _half(few), self._neighbour(len(few))).topk(tail).indices
         return few, float(torch.isin(found, exact).double().mean())
 
 

@@ -146,7 +146,7 @@ def test_nnguide_is_its_formula_and_ranks_as_pytorch_ood_does() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("knn", {"k": 0}, "k: 0 is not positive"),
+        ("knn", {"k": -1}, "k: -1 is negative"),
         ("knn", {"k": 9, "rows": 8}, "rows: 8 is less than k, 9"),
         ("knn", {"k": 9, "coreset": 8}, "coreset: 8 is less than k, 9"),
         ("nnguide", {"rows": 0}, "rows: 0 is not positive"),
@@ -168,3 +168,26 @@ def test_a_state_of_other_shapes_is_refused() -> None:
     scorer = learnt("knn", blobs(100, WIDTH)[0])
     with pytest.raises(StateError, match="half"):
         Scorer(scorer.detector, {**scorer.state, "half": torch.zeros(3)})
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "k"),
+    [(90, {}, 1), (1000, {}, 10), (6000, {}, 50), (1000, {"k": 3}, 3), (2000, {"coreset": 900}, 5)],
+)
+def test_the_neighbour_that_counts_follows_the_bank(
+    count: int, options: dict[str, int], k: int
+) -> None:
+    rows, _ = blobs(count, WIDTH)
+    fresh, _ = blobs(20, WIDTH, seed=2)
+    scorer = learnt("knn", rows, normalize=False, **options)
+    apart = torch.cdist(fresh, scorer.state["bank"]).sort(dim=1).values
+    assert scores(scorer, fresh) == pytest.approx(apart[:, k - 1].numpy(), rel=1e-4)
+
+
+def test_few_samples_per_class_do_not_turn_it_upside_down() -> None:
+    """With the paper's 50th of 8 samples per class, doubtful samples would score lower."""
+    tight = blobs(80, WIDTH, classes=10)[0]
+    fresh, other = blobs(300, WIDTH, classes=10, seed=2)[0], strange(300, WIDTH, classes=10, seed=3)
+    found, paper = (learnt("knn", tight, k=k) for k in (0, 50))
+    assert auroc(scores(found, fresh), scores(found, other)) > 0.9
+    assert auroc(scores(paper, fresh), scores(paper, other)) < 0.8
