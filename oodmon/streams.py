@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import astuple, replace
-from typing import Any
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from oodmon.records import ALL, DriftResult, Window
 __all__ = ["Streams"]
 
 _Key = tuple[str, str, str]  # test, detector, segment
+
+_values: Final = attrgetter(*(field.name for field in fields(DriftResult)))
 
 
 class Streams:
@@ -109,7 +112,7 @@ class Streams:
         return arrays, {
             "tests": {name: repr(test) for name, test in self._tests.items()},
             "streams": [[key for key, _ in members] for members in alike.values()],
-            "latest": [astuple(result) for result in self._latest.values()],
+            "latest": [_values(result) for result in self._latest.values()],
         }
 
     def thaw(

@@ -21,6 +21,7 @@ from oodmon.records import Histogram
 
 __all__ = ["I8", "Wealth"]
 
+F4 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int64]
 
 _ROOM: Final = math.log(1024.0)
@@ -37,8 +38,8 @@ class Wealth:
 
     Attributes:
         table: shared by all streams of one reference.
-        log_m: (J,) log of the Shiryaev-Roberts statistics.
-        gains: (J,) log of what each bet has gained since the best moment to begin it, >= 0.
+        log_m: float32 (J,) log of the Shiryaev-Roberts statistics.
+        gains: float32 (J,) log of what each bet has gained since the best moment to begin it, >= 0.
         starts: int64 (J,) that moment, ns.
         seen: int64 (64,) counts of the traffic in which no change was found.
         recent: int64 (64,) counts since a gain outweighed the number of bets.
@@ -46,8 +47,8 @@ class Wealth:
     """
 
     table: Bets
-    log_m: F8
-    gains: F8
+    log_m: F4
+    gains: F4
     starts: I8
     seen: I8
     recent: I8
@@ -187,8 +188,8 @@ class Wealth:
         lead = (gains + table.log_weights).max(1, keepdims=True)
         return Wealth(
             table,
-            grown - np.maximum(evidence - most, 0.0),
-            np.maximum(gains - np.maximum(lead - most, 0.0), 0.0),
+            (grown - np.maximum(evidence - most, 0.0)).astype(np.float32),
+            np.maximum(gains - np.maximum(lead - most, 0.0), 0.0).astype(np.float32),
             begun,
             self.seen + counts * (evidence < limit),
             counts + self.recent * begins,

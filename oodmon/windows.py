@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from oodmon.errors import ContractError
 from oodmon.panes import Bins, Cell, Stream, dense
-from oodmon.records import ScoreBatch, Window
+from oodmon.records import Histogram, ScoreBatch, Window
 
 __all__ = ["Closed", "Windowing", "Windows"]
 
@@ -200,7 +200,7 @@ class Windows:
 
     def freeze(self) -> tuple[dict[str, npt.NDArray[np.generic]], list[dict[str, object]]]:
         """Open and recent panes as arrays and as plain descriptions of which array is whose."""
-        arrays: dict[str, npt.NDArray[np.generic]] = {}
+        histograms: list[Histogram] = []
         cells: list[dict[str, object]] = []
         panes = [
             (start, segment, False, cell.window(self.model, self.version, segment, start, 0))
@@ -212,7 +212,7 @@ class Windows:
             for segment, row in sorted(self._recent.items())
             for pane in row
         ]
-        for index, (start, segment, closed, pane) in enumerate(panes):
+        for start, segment, closed, pane in panes:
             names = list(pane.detectors)
             cells.append(
                 {
@@ -224,17 +224,20 @@ class Windows:
                     "late": pane.late,
                     "detectors": names,
                     "sums": [
-                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors]
+                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors, len(h.keys)]
                         for h in (pane.detectors[n] for n in names)
                     ],
                     "predicted": [[label, seen] for label, seen in pane.predicted.items()],
                 }
             )
-            for number, name in enumerate(names):
-                histogram = pane.detectors[name]
-                arrays[f"windows/{index}/{number}/counts"] = histogram.counts
-                arrays[f"windows/{index}/{number}/keys"] = histogram.keys
-                arrays[f"windows/{index}/{number}/sample"] = histogram.sample
+            histograms += pane.detectors.values()
+        # All in three arrays: of many segments and detectors, names would outweigh numbers.
+        none = Histogram.empty()
+        arrays = {
+            "windows/counts": np.stack([h.counts for h in [*histograms, none]]),
+            "windows/keys": np.concatenate([h.keys for h in [*histograms, none]]),
+            "windows/sample": np.concatenate([h.sample for h in [*histograms, none]]),
+        }
         return arrays, cells
 
     def thaw(
@@ -247,6 +250,7 @@ class Windows:
         """Back from `freeze`."""
         self.watermark, self.closed_until = watermark, closed_until
         self._open, self._recent = {}, {}
+        place = begin = 0
         for index, row in enumerate(cells):
             cell = Cell(_whole(row["samples"]), _whole(row["dropped"]), _whole(row["late"]))
             predicted, names, sums = row["predicted"], row["detectors"], row["sums"]
@@ -255,15 +259,16 @@ class Windows:
             ):
                 raise ContractError(f"windows state: cell {index} is malformed")
             cell.predicted = dense([(int(label), int(seen)) for label, seen in predicted])
-            for number, name in enumerate(names):
-                at = f"windows/{index}/{number}"
+            for name, (invalid, *more, kept) in zip(names, sums, strict=True):
+                end = begin + int(kept)
                 cell.streams[str(name)] = Stream(
-                    np.array(arrays[f"{at}/counts"], np.int64),
-                    int(sums[number][0]),
-                    np.array(arrays[f"{at}/keys"], np.uint64),
-                    np.array(arrays[f"{at}/sample"], np.float32),
-                    *(int(value) for value in sums[number][1:]),
+                    np.array(arrays["windows/counts"][place], np.int64),
+                    int(invalid),
+                    np.array(arrays["windows/keys"][begin:end], np.uint64),
+                    np.array(arrays["windows/sample"][begin:end], np.float32),
+                    *(int(value) for value in more),
                 )
+                place, begin = place + 1, end
             cell.bound = max((s.bound for s in cell.streams.values()), default=cell.bound)
             start, segment = _whole(row["start"]), str(row["segment"])
             if row["closed"]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from oodmon.bets import bets
 from oodmon.contracts import Arrays, DriftTest, Paper
@@ -153,7 +154,7 @@ class Budget(DriftTest[Wealth]):
             tuple(counts.tolist()), self.tolerated_fraction, self.calibration_risk, self.ranks
         )
         found, none = len(table.log_bets), np.zeros(len(counts), np.int64)
-        log_m, gains = np.full(found, -np.inf), np.zeros(found)
+        log_m, gains = np.full(found, -np.inf, np.float32), np.zeros(found, np.float32)
         return Wealth(table, log_m, gains, np.zeros(found, np.int64), none, none, Neighbours())
 
     def rearm(self, state: Wealth, reference: Window) -> Wealth:
@@ -303,28 +304,33 @@ class Budget(DriftTest[Wealth]):
     # --- storage ----------------------------------------------------------------------------
 
     def freeze(self, state: Wealth) -> Arrays:
-        """Three numbers a bet and two histograms: some 3 kB."""
+        """Three numbers a bet and two histograms: some 2 kB."""
         return {
             "log_m": state.log_m,
             "gains": state.gains,
             "starts": state.starts,
-            "seen": state.seen,
-            "recent": state.recent,
+            "seen": _short(state.seen),
+            "recent": _short(state.recent),
             "neighbours": np.array([state.neighbours.pairs, state.neighbours.jumps]),
         }
 
     def thaw(self, reference: Window, arrays: Arrays) -> Wealth:
         """Back from `freeze`; a state of another set of bets starts anew."""
         fresh = self.start(reference)
-        log_m = np.asarray(arrays["log_m"], np.float64)
+        log_m = np.asarray(arrays["log_m"], np.float32)
         if log_m.shape != fresh.log_m.shape:
             return fresh
         return Wealth(
             fresh.table,
             log_m,
-            np.asarray(arrays["gains"], np.float64),
+            np.asarray(arrays["gains"], np.float32),
             np.asarray(arrays["starts"], np.int64),
             np.asarray(arrays["seen"], np.int64),
             np.asarray(arrays["recent"], np.int64),
             Neighbours(*(float(value) for value in arrays["neighbours"])),
         )
+
+
+def _short(counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """In half the bytes, where they hold it."""
+    return counts.astype(np.uint32) if counts.max(initial=0) < 1 << 32 else counts
