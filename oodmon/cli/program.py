@@ -32,6 +32,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "plan": ("plan", "Simulate a config's drift tests: what they promise and cost."),
     "run": ("run", "Run the daemon."),
     "accept": ("accept", "Adopt what is seen now as the new reference."),
+    "labels": ("labels", "Hand over true classes that became known later."),
     "replay": ("replay", "Show what a config would have alarmed on."),
     "status": ("watch", "Show where everything stands."),
     "tail": ("watch", "Follow alerts and notices."),
