@@ -3,14 +3,15 @@
 python -m benchmarks.drift.scale [--detectors 40] [--segments 250] [--rows 16] [--spans 8]
 
 A pipeline with the budget over detectors times segments, one window a second in each stream. Told
-are processor seconds per second of traffic: below 1 it keeps up on one core. The store is left out:
-what it writes is told as bytes.
+are processor seconds per second of traffic: below 1 it keeps up on one core. Beside that, what one
+commit of such a second to SQLite takes.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import time
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -22,6 +23,7 @@ from oodmon.drift.budget import Budget
 from oodmon.pipeline import Pipeline
 from oodmon.records import DriftResult, ScoreBatch
 from oodmon.rules import Rule
+from oodmon.store.events import Store
 from oodmon.windows import Windowing
 
 SECOND = 1_000_000_000
@@ -36,6 +38,17 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="samples per window and stream")
     parser.add_argument("--spans", type=int, default=8, help="seconds of traffic")
     asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="oodmon-bench-") as folder:
+        store = Store(f"sqlite:///{folder}/oodmon.db")
+        store.open()
+        try:
+            measure(asked, store)
+        finally:
+            store.close()
+
+
+def measure(asked: argparse.Namespace, store: Store) -> None:
+    """Some seconds of traffic through pipeline and store."""
     rng = np.random.default_rng(0)
     names = [f"d{index}" for index in range(asked.detectors)]
     segments = tuple(f"s{index}" for index in range(asked.segments))
@@ -49,7 +62,7 @@ def main() -> None:
     )
     rows = asked.segments * asked.rows
     segment = np.arange(rows, dtype=np.int32) % asked.segments
-    spent, frozen, results, size = [], [], 0, 0
+    spent, frozen, stored, results, size = [], [], [], 0, 0
     for span in range(asked.spans + 2):
         batch = ScoreBatch(
             "m",
@@ -67,8 +80,12 @@ def main() -> None:
         spent.append(time.process_time() - began)
         results = sum(isinstance(fact, DriftResult) for fact in facts)
         began = time.process_time()
-        size = len(pipeline.freeze())
+        state = pipeline.freeze()
+        size = len(state)
         frozen.append(time.process_time() - began)
+        began = time.process_time()
+        store.append(facts, state=state, positions={})
+        stored.append(time.process_time() - began)
     # The first closes no window, the second starts the streams.
     step, freeze = float(np.mean(spent[2:])), float(np.mean(frozen[2:]))
     streams = max(results - 1, 1)
@@ -77,6 +94,7 @@ def main() -> None:
         f"scores to facts: {step:.3f} s of processor a second, {step / streams * 1e6:.0f} µs each"
     )
     print(f"state: {size / 1e6:.1f} MB, {freeze:.3f} s of processor to freeze, once a commit")
+    print(f"facts and state into the store: {np.mean(stored[2:]):.3f} s of processor")
 
 
 if __name__ == "__main__":
