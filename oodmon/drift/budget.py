@@ -66,8 +66,10 @@ class Budget(DriftTest[Wealth]):
     *Sequential* ranks are against the calibration sample and the stream so far (`oodmon.ranks`).
     While nothing changes they are independent and uniform for any n, so that no calibration error
     is paid for: the promise is exact at δ = 0, over the draw of calibration and stream together.
-    At δ > 0 the same price for δ is taken; what a tolerated change does to the pool is not part of
-    the proof, only of the simulations. They find small changes with few calibration scores, and
+    At δ > 0 twice the price for δ is taken: the pool may have changed by δ one way when the traffic
+    changes by δ the other. That the pool is a sample, and how a change that is tolerated shifts the
+    ranks of those that are not changed, is not part of the proof, only of the simulations
+    (docs/alarms.md). Sequential ranks find small changes with few calibration scores, and
     sooner the longer the stream was good; but a slow change enters the pool and is forgiven. Frozen
     ranks never forgive. So `auto` puts 85 % of the wealth on sequential and 15 % on frozen ranks: a
     mixture of e-detectors is one, at the price of 0.2 nats for the one and 1.9 for the other. A
