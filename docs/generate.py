@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from docs.measured import PLACES
 from oodmon.cli.catalog import rows_of
 from oodmon.cli.markdown import entries, overview
 
@@ -16,7 +17,9 @@ def detectors() -> str:
     """docs/detectors.md: the built-in detectors, in the places that the template leaves."""
     rows = [row for row in rows_of("detectors") if row.get("module", "").startswith("oodmon.")]
     page = (FOLDER / "templates" / "detectors.md").read_text(encoding="utf-8")
-    for place, text in (("{{overview}}", overview(rows)), ("{{entries}}", entries(rows))):
+    made = {"{{overview}}": overview(rows), "{{entries}}": entries(rows)}
+    made |= {place: table() for place, table in PLACES.items()}
+    for place, text in made.items():
         if page.count(place) != 1:
             raise ValueError(f"templates/detectors.md: {place} is there {page.count(place)} times")
         page = page.replace(place, text)
