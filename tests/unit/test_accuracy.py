@@ -10,7 +10,7 @@ import pytest
 from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
 from oodmon.cells import Cells
-from oodmon.cli.replay import _windows
+from oodmon.cli.replay import stored_windows
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.drift.accuracy_loss import AccuracyLoss
@@ -168,7 +168,7 @@ def test_rows_metrics_replay_and_report_agree(tmp_path: Path) -> None:
     told = {row["detector"]: row for row in rows if row["window_start_ns"] == whole[-1].start}
     assert told["error"]["estimated_accuracy"] == shown
     assert told["msp"]["estimated_accuracy"] is None
-    back = {w.start: w for w in _windows(rows)}
+    back = {w.start: w for w in stored_windows(rows)}
     for window in whole:
         for name in ("error", "msp"):
             found, wanted = back[window.start].histogram(name), window.histogram(name)
