@@ -215,3 +215,17 @@ def test_measuring_scores_every_sample_and_leaves_the_model_as_it_was() -> None:
         measure(
             model, from_data([], batch_size=1, seed=0), tap=taps.create("hooks"), scorers=scorers
         )
+
+
+def test_what_a_score_measures_goes_into_its_calibration() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    named = {n: detectors.create(n) for n in ("msp", "expected_error")}
+    fitting = run(model, from_data(arrays(), batch_size=50, seed=0), detectors=named)
+    assert fitting.detectors["msp"].calibration.measures == ""
+    made = fitting.detectors["expected_error"].calibration
+    assert made.measures == "expected_error"
+    # A network that knows nothing of three classes, and an estimate that says so.
+    known = made.reference().histogram("expected_error")
+    assert known.judged == fitting.calibrated
+    assert known.accuracy == pytest.approx(fitting.accuracy, abs=0.1)
