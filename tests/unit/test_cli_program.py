@@ -134,7 +134,9 @@ def test_catalog_lists_every_kind_and_says_what_options_take() -> None:
     (spool,) = [row for row in rows if (row["kind"], row["name"]) == ("feeds", "spool")]
     assert {"name": "path", "takes": "text", "default": None} in spool["options"]
     (msp,) = [row for row in rows if row["name"] == "msp"]
-    assert msp["reads"] == "logits"
+    assert (msp["reads"], msp["cost"]) == ("logits", "C")
+    assert msp["paper"].endswith("ICLR 2017")
+    assert "reads a layer, labels while learning · costs C·D · " in call("catalog").stdout
     told = call("catalog", "sinks", "--options").stdout
     assert "bootstrap_servers: a list, each text (required)" in told
 

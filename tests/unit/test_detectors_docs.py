@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from docs import generate
+from docs import generate, measured
 from oodmon.cli import main
 from oodmon.cli.markdown import entries, overview
 from oodmon.registry import detectors
@@ -96,3 +97,30 @@ def test_catalog_prints_markdown_with_plugins() -> None:
     both = CliRunner().invoke(main, ["catalog", "--markdown", "--json"])
     assert both.exit_code == 2
     assert "give one of them" in both.output
+
+
+def test_tables_of_measurements_are_best_first_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def line(detector: str, data: str, auroc: float) -> dict[str, object]:
+        figures = {"auroc": auroc, "fpr95_ood": 1.0 - auroc}
+        return {"network": "net", "detector": detector, "data": data, "ours": figures}
+
+    table = {
+        "lines": [
+            line("msp", "near", 0.6),
+            line("msp", "far", 0.7),
+            line("gram, two", "near", 0.5),
+            line("gram, two", "far", 0.9),
+        ],
+        "exposure": [{"network": "net", "data": "far", "before": 0.5, "after": 0.75}],
+    }
+    (tmp_path / "published_weights.json").write_text(json.dumps(table))
+    monkeypatch.setattr(measured, "_FOLDER", tmp_path)
+    assert measured.published().splitlines() == [
+        "| net | near | far | mean |",
+        "| --- | --- | --- | --- |",
+        "| `gram`, two | 0.500 / 0.50 | 0.900 / 0.10 | 0.700 |",
+        "| `msp` | 0.600 / 0.40 | 0.700 / 0.30 | 0.650 |",
+    ]
+    assert measured.exposure().splitlines()[2:] == ["| net | far | 0.500 | 0.750 |"]
