@@ -25,6 +25,8 @@ _BINS: Final = len(BIN_EDGES) - 1
 _PIECE: Final = 16
 """Samples of a window that are each compared with each in one step."""
 _EARLIER: Final = np.tri(_PIECE, k=-1, dtype=np.bool_)
+_ALONE: Final = 64
+"""Samples up to which a window that comes alone is compared as a whole."""
 _AT_A_TIME: Final = 1 << 17
 """Samples that are ranked in one step."""
 MOST: Final = 16_384
@@ -55,11 +57,28 @@ def ranked(counts: I8, pool: I8, seeds: U8) -> I8:
             counts[row] = draw.multivariate_hypergeometric(counts[row], MOST, method="marginals")
         totals = np.minimum(totals, MOST)
         most = MOST
+    if len(counts) == 1 and most <= _ALONE:
+        return _alone(counts[0], pool[0], seeds[0], most)[None]
     rows = max(_AT_A_TIME // max(most, 1), 1)
     if len(counts) <= rows:
         return _ranked(counts, pool, seeds, totals)
     blocks = [slice(at, at + rows) for at in range(0, len(counts), rows)]
     return np.concatenate([_ranked(counts[b], pool[b], seeds[b], totals[b]) for b in blocks])
+
+
+def _alone(counts: I8, pool: I8, seed: np.uint64, total: int) -> I8:
+    """One small window, of which `_ranked`'s many calls would cost more than the samples."""
+    draws = _mixed(seed, np.arange(1, 2 * total + 1))
+    bins = np.arange(_BINS).repeat(counts)[draws[:total].argsort(kind="stable")]
+    earlier = np.tri(total, k=-1, dtype=np.bool_)
+    lower = ((bins < bins[:, None]) & earlier).sum(1)
+    same = ((bins == bins[:, None]) & earlier).sum(1)
+    places = pool.cumsum()
+    p = (places - pool)[bins] + lower
+    p = p + draws[total:] * (pool[bins] + same)
+    p /= places[-1] + np.arange(total)
+    cells = BIN_EDGES.searchsorted(p, side="left") - 1
+    return np.bincount(np.minimum(np.maximum(cells, 0), _BINS - 1), minlength=_BINS)
 
 
 def _ranked(counts: I8, pool: I8, seeds: U8, totals: I8) -> I8:
