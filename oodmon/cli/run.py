@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from oodmon.config.schema import Config
     from oodmon.daemon.metrics import Metrics
     from oodmon.daemon.parts import Parts
+    from oodmon.store.events import Store
 
 __all__ = ["parts_of", "run"]
 
@@ -53,20 +54,21 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
     for hint in checked.hints:
         logging.getLogger("oodmon").warning("%s: %s", config, hint)
     parts = parts_of(checked)
+    store = build.store(checked)
     service = Service(
         parts=parts,
         reader=half.feed.component.reader,
-        store=build.store(checked),
+        store=store,
         retention=Retention(half.store.retention_days, half.store.max_bytes, half.labels),
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )
-    with _inlet(checked, service.metrics):
+    with _inlet(checked, service.metrics, store):
         context.exit(service.run())
 
 
 @contextmanager
-def _inlet(config: Config, metrics: Metrics) -> Iterator[None]:
+def _inlet(config: Config, metrics: Metrics, store: Store) -> Iterator[None]:
     """The HTTP intake, where the config has one; what it accepts waits in the spool."""
     from oodmon.config import build
     from oodmon.feeds.spool import Spool
@@ -78,7 +80,14 @@ def _inlet(config: Config, metrics: Metrics) -> Iterator[None]:
         return
     from oodmon.daemon.inlet import Inlet
 
-    inlet = Inlet(half.intake, feed, config.model.name, config.model.version, metrics=metrics)
+    inlet = Inlet(
+        half.intake,
+        feed,
+        config.model.name,
+        config.model.version,
+        metrics=metrics,
+        keep_labels=None if half.labels is None else store.add_labels,
+    )
     inlet.start()
     logging.getLogger("oodmon").info("intake: listening on %s:%d", half.intake.host, inlet.port)
     try:

@@ -26,7 +26,15 @@ from oodmon.errors import ContractError, WireError
 from oodmon.records import ScoreBatch
 from oodmon.wire import MAX_DETECTORS, MAX_ROWS, decode_batch
 
-__all__ = ["FRAME_TYPE", "MAX_CONTAINERS", "MAX_DEPTH", "Outputs", "outputs_of", "scores_of"]
+__all__ = [
+    "FRAME_TYPE",
+    "MAX_CONTAINERS",
+    "MAX_DEPTH",
+    "Outputs",
+    "labels_of",
+    "outputs_of",
+    "scores_of",
+]
 
 FRAME_TYPE: Final = "application/vnd.oodmon.score-batch"
 MAX_DEPTH: Final = 16
@@ -35,6 +43,8 @@ MAX_CONTAINERS: Final = 1 << 15
 _TOKENS: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 _LONGEST_NAME: Final = 256
 _MAX_TENSORS: Final = 256
+_MAX_LABELS: Final = 10_000
+_GREATEST_CLASS: Final = 2**31 - 1
 _TIME: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
 )
@@ -100,6 +110,25 @@ def scores_of(body: bytes, content_type: str) -> tuple[ScoreBatch, bool]:
     except ContractError as error:
         raise WireError(str(error)) from None
     return batch, "sequence" in record
+
+
+def labels_of(body: bytes) -> Mapping[str, int]:
+    """Sample id → number of the true class, from ``{"labels": {…}}``; `WireError` as above."""
+    record = _object(_json(body), "the body")
+    if odd := sorted(set(record) - {"labels"}):
+        raise WireError(f"unknown fields: {', '.join(odd)[:200]}")
+    labels = _object(record.get("labels"), "labels")
+    if len(labels) > _MAX_LABELS:
+        raise WireError(f"labels: more than {_MAX_LABELS:,}")
+    for name, label in labels.items():
+        if not name:
+            raise WireError("labels: a sample id is empty")
+        if type(label) is not int or not 0 <= label <= _GREATEST_CLASS:
+            raise WireError(
+                f"labels.{name[:_LONGEST_NAME]}: expected the number of a class, 0 or more; "
+                f"found {str(label)[:50]}"
+            )
+    return labels
 
 
 def outputs_of(body: bytes, headers: Mapping[str, str], output: str = "") -> Outputs | None:

@@ -1,8 +1,9 @@
 """The HTTP intake: score batches and raw outputs from servers that cannot run the agent.
 
 POST ``/v1/batches`` takes a score batch (a wire frame, or JSON), POST ``/v1/outputs`` an answer of
-a model as KServe's logger sends it; its logits are scored by a process of their own. What is
-answered with 2xx is in the spool and on the disk. Everything else was not taken: 4xx says what is
+a model as KServe's logger sends it; its logits are scored by a process of their own; POST
+``/v1/labels`` true classes by sample id. What is answered with 2xx is in the spool and on the disk
+(labels: in the store). Everything else was not taken: 4xx says what is
 wrong with it, 429 and 503 say when to come again (``Retry-After``).
 
 It has a port of its own. Nobody gets further than the headers without the token or a certificate.
@@ -18,7 +19,7 @@ import ssl
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -28,7 +29,7 @@ import numpy as np
 from oodmon.admission import Admission
 from oodmon.contracts import Clock
 from oodmon.daemon.annex import Annex
-from oodmon.daemon.bodies import outputs_of, scores_of
+from oodmon.daemon.bodies import labels_of, outputs_of, scores_of
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.porter import Server
 from oodmon.errors import ConfigError, RetryLater, WireError
@@ -53,6 +54,7 @@ class Inlet:
         model, version: what may be posted.
         metrics: where requests are counted.
         clock: wall clock, ns UTC.
+        keep_labels: where posted labels go; none: no prediction is kept to hold them against.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Inlet:
         *,
         metrics: Metrics,
         clock: Clock = time.time_ns,
+        keep_labels: Callable[[Mapping[str, int]], None] | None = None,
     ) -> None:
         self.options = options
+        self._keep_labels = keep_labels
         self._feed = replace(feed, fsync_seconds=0.0)
         self._stamp = (model, version)
         self._metrics = metrics
@@ -232,6 +236,14 @@ class Inlet:
                 if len(self._told) > _REMEMBERED:
                     self._told.popitem(last=False)
         return rows
+
+    def take_labels(self, body: bytes) -> int:
+        """Put posted labels into the store: how many; `WireError`, or `StoreError` if it fails."""
+        if self._keep_labels is None:
+            raise WireError("labels are not taken here: there is no section daemon.labels")
+        labels = labels_of(body)
+        self._keep_labels(labels)
+        return len(labels)
 
     def count(self, kind: str, status: int) -> None:
         """One more request with this answer."""

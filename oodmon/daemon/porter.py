@@ -28,6 +28,7 @@ _CONNECTION_SECONDS: Final = 30.0
 _READ_SECONDS: Final = 10.0
 _BATCHES: Final = "/v1/batches"
 _OUTPUTS: Final = "/v1/outputs"
+_LABELS: Final = "/v1/labels"
 _TYPES: Final = (FRAME_TYPE, "application/json")
 
 
@@ -42,6 +43,9 @@ class Taker(Protocol):
 
     def take_outputs(self, body: bytes, headers: Mapping[str, str]) -> int:
         """Score and store outputs: their rows."""
+
+    def take_labels(self, body: bytes) -> int:
+        """Store labels: how many."""
 
     def count(self, kind: str, status: int) -> None:
         """One more request with this answer."""
@@ -153,7 +157,7 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self.close_connection = True
             path = self.path.split("?", 1)[0]
-            kind = {_BATCHES: "batch", _OUTPUTS: "outputs"}.get(path, "other")
+            kind = {_BATCHES: "batch", _OUTPUTS: "outputs", _LABELS: "labels"}.get(path, "other")
             answer: dict[str, Any]
             try:
                 rows = self._take(path)
@@ -188,8 +192,9 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
                 raise _Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is required")
             if wait := taker.admit():
                 raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "more than the rate allows", wait)
-            if path not in (_BATCHES, _OUTPUTS):
-                raise _Refused(HTTPStatus.NOT_FOUND, f"no such page; {_BATCHES} or {_OUTPUTS}")
+            if path not in (_BATCHES, _OUTPUTS, _LABELS):
+                pages = f"{_BATCHES}, {_OUTPUTS} or {_LABELS}"
+                raise _Refused(HTTPStatus.NOT_FOUND, f"no such page; {pages}")
             if self.headers.get("Content-Encoding", "identity") != "identity":
                 raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is not read")
             headers = {name.lower(): value for name, value in self.headers.items()}
@@ -201,6 +206,8 @@ def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
             body = self._body()
             if path == _BATCHES:
                 return taker.take_batch(body, content_type)
+            if path == _LABELS:
+                return taker.take_labels(body)
             return taker.take_outputs(body, headers)
 
         def _body(self) -> bytes:

@@ -102,7 +102,9 @@ class AccuracyLoss(DriftTest[_State]):
     convex in x and so at most the line between its ends, which earns nothing at m. So the expected
     time to a false alarm is at least A base windows while each sample's expected error, given the
     past, is at most m: whatever the law of the scores and the dependence between streams.
-    Neighbours that are alike are counted for what they are worth, as in `budget`.
+    Neighbours that are alike are counted for what they are worth, as in `budget`. (Scores of `kind:
+    threshold` show less correlation than there is: beyond a lag-one correlation of some 0.6 they
+    alarm more often than promised; docs/alarms.md has figures.)
 
     It is silent about changes that leave the model as sure as it was, and about improvements. It
     judges the *estimate*: where doubt no longer means what it meant (concept drift), it is as blind

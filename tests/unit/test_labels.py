@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
+from oodmon.admission import Admission
 from oodmon.calibration import EXPECTED_ERROR, Calibration
 from oodmon.contracts import Delivery
+from oodmon.daemon.inlet import Inlet
 from oodmon.daemon.intake import Intake
 from oodmon.daemon.labels import predictions, tell
 from oodmon.daemon.metrics import Metrics
 from oodmon.errors import ContractError
+from oodmon.feeds.spool import Spool
 from oodmon.labelling import Labelling
 from oodmon.pipeline import Pipeline
+from oodmon.secret import Secret
 from oodmon.store import tables
 from oodmon.store.database import Database
 from oodmon.store.events import Store
@@ -262,3 +270,92 @@ def test_metrics_tell_once_labels_suffice(store: Store) -> None:
     tell(Labelling(over_seconds=60.0, least_labels=1), store, metrics)
     assert metrics.value("oodmon_labelled_samples", **MODEL) == 0
     assert "oodmon_accuracy_ratio{" not in metrics.render().decode()
+
+
+# --- over HTTP -----------------------------------------------------------------------------------
+
+
+def _post(inlet: Inlet, body: bytes, token: str = "t0ken-of-the-tests") -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", inlet.port, timeout=20)
+    try:
+        login = {"Authorization": f"Bearer {token}"}
+        connection.request("POST", "/v1/labels", body, login)
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def intake_port(tmp_path: Path) -> Iterator[tuple[Inlet, Store]]:
+    """An HTTP intake whose labels go to a store; the store is not open yet."""
+    store = Store(f"sqlite:///{tmp_path}/labels.db")
+    inlet = Inlet(
+        Admission(port=0, token=Secret("t0ken-of-the-tests")),
+        Spool(str(tmp_path / "spool")),
+        "m",
+        "1",
+        metrics=Metrics(),
+        keep_labels=store.add_labels,
+    )
+    inlet.start()
+    yield inlet, store
+    inlet.stop()
+    store.close()
+
+
+def test_posted_labels_are_in_the_store_before_the_answer(
+    intake_port: tuple[Inlet, Store],
+) -> None:
+    inlet, store = intake_port
+    body = json.dumps({"labels": {"a": 1, "é\u0000": 2}}).encode()
+    status, told = _post(inlet, body)
+    assert (status, told["error"]) == (503, "cannot be taken now")
+    store.open()
+    assert _post(inlet, body) == (200, {"rows": 2})
+    _append(store, _kept("a", 1), _kept("é\x00", 2))
+    assert store.join_labels(EPOCH) == 2
+    assert store.measured(0, 2**62)[0].accuracy == 1.0
+    assert _post(inlet, body, token="guessed")[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[]", "the body"),
+        (b"{}", "labels"),
+        (b'{"labels": {"a": "cat"}}', "labels.a: expected the number of a class"),
+        (b'{"labels": {"a": true}}', "labels.a"),
+        (b'{"labels": {"a": -1}}', "found -1"),
+        (b'{"labels": {"a": 1e3}}', "found 1000.0"),
+        (b'{"labels": {"a": 9999999999}}', "found 9999999999"),
+        (b'{"labels": {"": 1}}', "a sample id is empty"),
+        (b'{"labels": {}, "model": "m"}', "unknown fields: model"),
+        (json.dumps({"labels": {str(n): 1 for n in range(10_001)}}).encode(), "more than 10,000"),
+    ],
+)
+def test_labels_that_are_none_are_refused_whole(
+    intake_port: tuple[Inlet, Store], body: bytes, said: str
+) -> None:
+    inlet, store = intake_port
+    store.open()
+    status, told = _post(inlet, body)
+    assert status == 422
+    assert said in told["error"]
+
+
+def test_labels_are_refused_where_no_prediction_is_kept(tmp_path: Path) -> None:
+    inlet = Inlet(
+        Admission(port=0, token=Secret("t0ken-of-the-tests")),
+        Spool(str(tmp_path / "spool")),
+        "m",
+        "1",
+        metrics=Metrics(),
+    )
+    inlet.start()
+    try:
+        status, told = _post(inlet, b'{"labels": {"a": 1}}')
+    finally:
+        inlet.stop()
+    assert status == 422
+    assert "daemon.labels" in told["error"]
