@@ -30,7 +30,7 @@ _TENS: Final = 10
 _WIDE: Final = 120
 """Columns of a terminal that has room for who agrees with whom."""
 
-_QUICK_SAMPLES: Final = 50_000
+_QUICK_SAMPLES: Final = 20_000
 """Of a data set that `oodmon fit` reads once more without being asked."""
 
 _QUICK_HELD: Final = 256
@@ -139,18 +139,20 @@ def after_fit(
         click.echo(more)
         return
     try:
-        advice = find(
-            model,
-            source,
-            tap=tap,
-            candidates={},
-            learnt={name: fitted.scorer for name, fitted in fitting.detectors.items()},
-            learn_share=learn_share,
-            seed=seed,
-            in_order=in_order,
-            held_samples=_QUICK_HELD,
-            seconds=_QUICK_SECONDS,
-        )
+        with Bars() as bars:
+            advice = find(
+                model,
+                source,
+                tap=tap,
+                candidates={},
+                learnt={name: fitted.scorer for name, fitted in fitting.detectors.items()},
+                learn_share=learn_share,
+                seed=seed,
+                in_order=in_order,
+                held_samples=_QUICK_HELD,
+                seconds=_QUICK_SECONDS,
+                progress=bars,
+            )
     except ContractError as error:
         click.echo(f"no advice: {error}")
         return

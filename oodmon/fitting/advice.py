@@ -191,6 +191,7 @@ def advise(
         learn_share=learn_share,
         seed=seed,
         run=RUN if in_order else 1,
+        progress=lambda done: tell("sampling", done / max(source.samples, done), source.told),
     )
     held = sized(held, _BATCH)
     tell("sampling", 1.0, f"{_count(to_learn)} to learn from, {_count(held)} held out")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,13 +47,22 @@ class _Sample:
 
 
 def sampled(
-    source: Source, learn: int, held: int, *, learn_share: float, seed: int, run: int = 1
+    source: Source,
+    learn: int,
+    held: int,
+    *,
+    learn_share: float,
+    seed: int,
+    run: int = 1,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Batch], list[Batch]]:
     """Uniform samples of the two shares that `fit` makes of a source with the same arguments.
 
     So what a detector has learnt from in `fit` is never among those held out. The source is read
-    once; at most `learn` and `held` samples are kept, as the model is called with them.
+    once; at most `learn` and `held` samples are kept, as the model is called with them. `progress`
+    is told how many were read.
     """
+    done = 0
     shares = Shares(Path(), learn_share, seed, run)
     both = _Sample(learn, seed), _Sample(held, seed + 1)
     for batch in source.batches():
@@ -61,6 +70,9 @@ def sampled(
         for sample, mask in zip(both, (chosen, ~chosen), strict=True):
             if bool(mask.any()):
                 sample.add(rows_of(batch, mask))
+        done += batch.rows
+        if progress is not None:
+            progress(done)
     return both[0].batches(), both[1].batches()
 
 

@@ -289,7 +289,11 @@ def test_samples_are_drawn_evenly_from_data_in_order() -> None:
     def batches() -> Iterator[Batch]:
         return (Batch((rows[at : at + 100],), {}, None) for at in range(0, 4000, 100))
 
-    learn, held = sampled(Source(batches, 0, "in order"), 300, 100, learn_share=0.5, seed=1)
+    told: list[int] = []
+    learn, held = sampled(
+        Source(batches, 0, "in order"), 300, 100, learn_share=0.5, seed=1, progress=told.append
+    )
+    assert told == list(range(100, 4001, 100))
     first, second = (torch.cat([batch.arguments[0] for batch in part]) for part in (learn, held))
     assert len(first) == 300
     assert len(second) == 100
