@@ -21,7 +21,7 @@ import numpy as np
 from oodmon.admission import Admission
 from oodmon.calibration import Calibration
 from oodmon.config.parse import loads
-from oodmon.daemon.bodies import outputs_of, scores_of
+from oodmon.daemon.bodies import labels_of, outputs_of, scores_of
 from oodmon.daemon.porter import _handler
 from oodmon.errors import OodmonError
 from oodmon.feeds.lanes import Lane, Spoilt
@@ -157,7 +157,8 @@ def _bodies() -> list[bytes]:
     event = {"specversion": "1.0", "id": "1", "source": "s", "type": "t.response", "data": answer,
              "time": "2023-11-14T22:13:20.5Z"}  # fmt: skip
     texts = [json.dumps(one).encode() for one in (scores, answer, nested, event)]
-    return [*texts, json.dumps(binary).encode() + b"\0" * 16, encode_batch(batch_of(0))]
+    labels = json.dumps({"labels": {"a": 1, "b": 20}}).encode()
+    return [*texts, json.dumps(binary).encode() + b"\0" * 16, encode_batch(batch_of(0)), labels]
 
 
 _SPLIT = len(_bodies()[4]) - 16
@@ -175,6 +176,8 @@ def _intake_bodies() -> Iterator[Callable[[bytes], None]]:
             scores_of(data, "application/json")
         with suppress(OodmonError):
             outputs_of(data, _HEADERS[len(data) % len(_HEADERS)])
+        with suppress(OodmonError):
+            labels_of(data)
 
     yield run
 
@@ -182,7 +185,7 @@ def _intake_bodies() -> Iterator[Callable[[bytes], None]]:
 def _requests() -> list[bytes]:
     found = []
     for body in _bodies():
-        for path in ("/v1/batches", "/v1/outputs"):
+        for path in ("/v1/batches", "/v1/outputs", "/v1/labels"):
             kind = FRAME if body[:1] not in b"{[" else "application/json"
             head = (
                 f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -220,6 +223,9 @@ class _Taker:
     def take_outputs(self, body: bytes, headers: Mapping[str, str]) -> int:
         found = outputs_of(body, headers)
         return 0 if found is None else len(found.logits)
+
+    def take_labels(self, body: bytes) -> int:
+        return len(labels_of(body))
 
     def count(self, kind: str, status: int) -> None:
         """Nobody asks."""
