@@ -133,9 +133,8 @@ class Activations:
 
         Two threads may both compute it; either result is the right one.
         """
-        try:
-            value: _T = self._shared[key]
-        except KeyError:
+        value: _T | None = self._shared.get(key)
+        if value is None:
             value = self._shared[key] = compute()
         return value
 

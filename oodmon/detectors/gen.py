@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from oodmon.contracts import Detector, Paper, Reads, Stability, State
-from oodmon.detectors.logits import log_odds, two_sided
+from oodmon.detectors.logits import gaps, log_odds
+from oodmon.detectors.order import top_values
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -68,18 +69,18 @@ class GEN(Detector):
         return Reads(logits=True)
 
     def score(self, acts: Activations, state: State) -> Tensor:
-        """With o the odds of the others, log p = gap - log(1 + o); at the top 1 - p = o / (1 + o).
+        """With o the odds of the others: at the top p = 1 / (1 + o) and 1 - p = o / (1 + o).
 
         All in the log domain: p^gamma is far from 0 where p itself underflows.
         """
         del state
-        logits = two_sided(acts)
         odds = log_odds(acts, self.temperature)
-        log_total = functional.softplus(odds)
-        likely = logits.topk(min(self.top, logits.shape[1]), dim=1).values
-        log_p = likely[:, 1:] - likely[:, :1]
-        if self.temperature != 1.0:
-            log_p /= self.temperature
-        log_p -= log_total.unsqueeze(1)
-        terms = log_p.exp().neg_().log1p_().add_(log_p).mul_(self.gamma).exp_()
-        return terms.sum(dim=1) + odds.sub(log_total, alpha=2.0).mul_(self.gamma).exp_()
+        log_total = functional.softplus(odds)  # -log p at the top
+        gap = gaps(acts, self.temperature)
+        if self.top < gap.shape[1]:
+            gap = top_values(gap, self.top - 1)
+        log_p = gap.sub_(log_total.unsqueeze(1))
+        # the predicted class is not among the others: its gap is marked, and its term here is 0
+        terms = log_p.exp().neg_().log1p_().add_(log_p).mul_(self.gamma).exp_().sum(dim=1)
+        top = odds.sub(log_total, alpha=2.0)
+        return terms.add_(top.mul_(self.gamma).exp_())

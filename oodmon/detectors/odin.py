@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.logits import MSP, log_partition, two_sided
+from oodmon.detectors.logits import MSP, two_sided
 from oodmon.detectors.states import expect
 from oodmon.errors import ContractError
 from oodmon.records import Activations
@@ -154,7 +154,9 @@ class ODIN(Detector):
     def _confidence(self, acts: Activations) -> Tensor:
         """Log probability of the predicted class, (B,), times T so that no slope underflows."""
         logits = two_sided(acts)
-        return logits.amax(dim=1) - self.temperature * log_partition(acts, self.temperature)
+        # the top is that of the logits: cooled ones are equal in float32 where these are not
+        total = (logits / self.temperature).logsumexp(dim=1)
+        return logits.amax(dim=1) - self.temperature * total
 
     def _cooled(self, acts: Activations) -> Tensor:
         plain = MSP(temperature=self.temperature)

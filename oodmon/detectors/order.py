@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from oodmon.errors import ContractError
 
-__all__ = ["Cut", "Quantiles", "largest"]
+__all__ = ["Cut", "Quantiles", "largest", "top_values"]
 
 _SEARCHED: Final = 1 << 16
 """From so many values on a search beats selection: it reads them in order, 16 times."""
@@ -39,6 +40,17 @@ class Cut(NamedTuple):
         surely = (values - self.high).sign_().clamp_(min=0.0)
         maybe = (values - self.low).sign_().clamp_(min=0.0)
         return surely.lerp_(maybe, self.weight)
+
+
+def top_values(values: Tensor, count: int) -> Tensor:
+    """The `count` largest of each row (B, N), in no order: (B, count)."""
+    if values.device.type != "cpu":
+        return values.topk(count, dim=1, sorted=False).values
+    start = values.shape[1] - count
+    if not count:
+        return values[:, start:]
+    # NumPy's selection is vectorised; as here, it takes a NaN for the largest
+    return torch.from_numpy(np.partition(values.numpy(), start, axis=1)[:, start:])
 
 
 def largest(values: Tensor, count: int) -> Cut:
