@@ -194,7 +194,8 @@ def advise(
         progress=lambda done: tell("sampling", done / max(source.samples, done), source.told),
     )
     held = sized(held, _BATCH)
-    tell("sampling", 1.0, f"{_count(to_learn)} to learn from, {_count(held)} held out")
+    drawn = f"{_count(to_learn)} to learn from, " if trying else ""
+    tell("sampling", 1.0, f"{drawn}{_count(held)} held out")
     if _count(held) < _LEAST or (trying and _count(to_learn) < _LEAST):
         raise ContractError(
             f"{_count(to_learn)} samples to learn from and {_count(held)} held out are too few; "
@@ -218,7 +219,8 @@ def advise(
                 known[name] = Scorer.learn(detector, reference)
             except ContractError as error:
                 skipped[name] = str(error)
-        tell("learning", 1.0, "")
+        if trying:
+            tell("learning", 1.0, "")
         try_all = Trial(known, place, probe, skipped)
         usual = try_all.scores(clean.batches())
         known = try_all.scorers
