@@ -142,7 +142,7 @@ class Streams:
                     self._states[name, detector, segment] = test.thaw(
                         self._references[detector],
                         # Copied, so that no stream keeps the others in memory.
-                        {field: array[row].copy() for field, array in found.items()},
+                        {field: np.array(array[row]) for field, array in found.items()},
                     )
         for values in state["latest"]:
             result = DriftResult(*values)
