@@ -39,14 +39,13 @@ def _span(rng: np.random.Generator, known: Calibration, at: int) -> list[Window]
     return found
 
 
-def test_every_test_goes_on_from_the_stored_streams_and_these_are_few_arrays() -> None:
+def test_every_test_goes_on_from_the_stored_streams() -> None:
     rng = np.random.default_rng(0)
     known = Calibration.from_scores("d", "x", rng.normal(size=500), np.arange(500) % 2)
     tests: dict[str, DriftTest[Any]] = {name: drift.create(name) for name in drift.names()}
     references = {"d": known.reference("m", "1")}
     whole = Streams(tests, references)
     thawed = whole
-    names: set[int] = set()
     for at in range(1, 13):
         span = _span(rng, known, at)
         wanted = [repr(result) for result in whole.judge(span, span)]
@@ -56,12 +55,9 @@ def test_every_test_goes_on_from_the_stored_streams_and_these_are_few_arrays() -
         back, meta = unpack(pack(arrays, {"state": json.dumps(state)}))
         thawed = Streams(tests, references)
         thawed.thaw(back, json.loads(meta["state"]), {"d"})
-        names.add(len([name for name in arrays if name.endswith("/log_m")]))
-    # One array for the budget's three streams, not one for each.
-    assert names == {1}
 
 
-def test_streams_of_a_detector_with_another_reference_start_anew() -> None:
+def test_streams_lie_in_few_arrays_and_start_anew_with_another_reference() -> None:
     rng = np.random.default_rng(1)
     known = Calibration.from_scores("d", "x", rng.normal(size=500))
     tests: dict[str, DriftTest[Any]] = {"budget": drift.create("budget")}
@@ -69,6 +65,8 @@ def test_streams_of_a_detector_with_another_reference_start_anew() -> None:
     span = _span(rng, known, 2)
     before.judge(span, span)
     arrays, state = before.freeze()
+    # One array of each field for all three streams, not one for each.
+    assert len(arrays) == len(tests["budget"].freeze(tests["budget"].start(known.reference())))
     after = Streams(tests, {"d": known.reference("m", "1")})
     after.thaw(arrays, json.loads(json.dumps(state)), ())
     assert after.measurements() == {}
