@@ -80,7 +80,7 @@ class _State:
         total = max(int(self.known.counts.sum()), 1)
         mean = float(self.known.counts @ NORMAL_SCORES) / total
         spread = float(self.known.counts @ (NORMAL_SCORES - mean) ** 2) / total
-        alike = self.neighbours.believed(self.seen, max(spread, 0.01))
+        alike = float(self.neighbours.believed(self.seen, max(spread, 0.01)))
         return (1.0 + alike) / (1.0 - alike)
 
 
