@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PLACES", "exposure", "published", "speed"]
+__all__ = ["PLACES", "exposure", "published"]
 
 Row = Mapping[str, Any]
 
@@ -47,30 +47,6 @@ def exposure() -> str:
     return "\n".join(lines) + "\n"
 
 
-def speed() -> str:
-    """Samples a second, and pytorch-ood's time divided by ours, of every line of the benchmark."""
-    table = _read("detectors")
-    lines = [
-        _line(
-            ["detector", "setting", "samples/s", "peer's time ÷ ours", "rank agreement", "remark"]
-        ),
-        _line(["---"] * 6),
-    ]
-    for row in table["lines"]:
-        ratio = "" if row["ratio"] is None else f"{row['ratio']:.1f}"
-        rank = "" if row["rank"] is None else f"{row['rank']:.5f}"
-        per_second = f"{_rounded(row['rows'] / row['seconds']):,}"
-        lines.append(
-            _line([_named(row["method"]), row["what"], per_second, ratio, rank, row["remark"]])
-        )
-    total = table["summary"]
-    told = (
-        f"Over the {total['methods']} methods that both have: geometric mean "
-        f"{total['geometric_mean']:.1f}, least {total['minimum']:.2f} ({total['slowest']})."
-    )
-    return "\n".join(lines) + f"\n\n{told}\n"
-
-
 PLACES: Mapping[str, Callable[[], str]] = {
     "{{published}}": published,
     "{{exposure}}": exposure,
@@ -89,11 +65,6 @@ def _cell(figures: Row) -> str:
 def _named(text: str) -> str:
     name, comma, rest = text.partition(",")
     return f"`{name}`{comma}{rest}"
-
-
-def _rounded(value: float) -> int:
-    """Two significant digits: more would promise what a shared machine cannot keep."""
-    return int(float(f"{value:.2g}"))
 
 
 def _line(cells: Iterable[str]) -> str:
