@@ -44,7 +44,7 @@ daemon:
   windows: {length_seconds: 60, every_seconds: 0, allowed_lateness_seconds: 10}
   drift:
     # How often it may be wrong, and how much change does not matter.
-    budget: {type: budget, false_alarms: "1 per 30 days", tolerated_fraction: 0.02}
+    budget: {type: budget, false_alarms: "1 per 30 days", tolerated_fraction: 0.005}
   rules:
     drift: {drift: budget, severity: warning, for_windows: 1, resolve_after_windows: 3}
   store: {url: "sqlite:///oodmon.db"}

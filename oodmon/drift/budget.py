@@ -102,7 +102,7 @@ class Budget(DriftTest[Wealth]):
     disjoint: ClassVar[bool] = True
 
     false_alarms: str = "1 per 30 days"
-    tolerated_fraction: float = 0.01
+    tolerated_fraction: float = 0.005
     calibration_risk: float = 0.05
     ranks: str = "auto"
 
