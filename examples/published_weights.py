@@ -61,7 +61,11 @@ OTHER_FORMULA = {
     "gen": "theirs clamps probabilities at 1e-7, which ranks confident samples another way",
     "vra": "theirs raises small activations to the lower quantile, the paper's sets them to zero",
 }
-OURS = {"gmm": {"covariance": "full"}, "mahalanobis, 3 stages": {"combine": "sum"}}
+OURS = {
+    "gmm": {"covariance": "full"},
+    "knn": {"k": 50},
+    "mahalanobis, 3 stages": {"combine": "sum"},
+}
 
 
 @dataclass(frozen=True)
