@@ -42,7 +42,7 @@ format: $(STAMP)  ## put the code in order
 	$(BIN)/ruff check --fix .
 
 test: $(STAMP)  ## all tests that are not marked slow
-	$(BIN)/python -m pytest -q -m "not slow" tests plugins
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests plugins
 
 test-slow: $(STAMP)  ## the acceptance experiments
 	$(BIN)/python -m pytest -q -m slow tests

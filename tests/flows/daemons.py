@@ -142,16 +142,20 @@ daemon:
     def finish(self, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
         """Wait until everything was read, concluded and delivered, then end the daemon."""
         end = time.monotonic() + seconds
-        with self.open() as store:
-            while time.monotonic() < end:
-                assert process.poll() is None, self.log()
-                if self._done(store):
-                    break
-                time.sleep(0.1)
-            else:
-                raise AssertionError(f"not done in {seconds} s: {self.log()[-3000:]}")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0, self.log()
+        try:
+            with self.open() as store:
+                while time.monotonic() < end:
+                    assert process.poll() is None, self.log()
+                    if self._done(store):
+                        break
+                    time.sleep(0.1)
+                else:
+                    raise AssertionError(f"not done in {seconds} s: {self.log()[-3000:]}")
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, self.log()
+        finally:
+            process.kill()
+            process.wait()
 
     def _done(self, store: Store) -> bool:
         seen = {agent["source"]: agent["sequence"] for agent in store.agents()}

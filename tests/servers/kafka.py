@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.servers.http import wait_until
 from tests.servers.processes import end, free_port, start
 
 
@@ -64,6 +65,9 @@ class Broker:
         self._own()
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
+            # The signal is under way when this returns: a thread on the other core may still answer.
+            tasks = Path(f"/proc/{self._process.pid}/task")
+            wait_until(lambda: all(_stopped(task) for task in tasks.iterdir()), seconds=10)
 
     def thaw(self) -> None:
         """Let a hung process go on."""
@@ -97,6 +101,14 @@ class Broker:
         if self._binary is None or self._folder is None:
             pytest.skip("this test stops the broker, which OODMON_TEST_KAFKA does not allow")
         return self._binary, self._folder
+
+
+def _stopped(task: Path) -> bool:
+    """Whether a thread of a process has taken the signal to stop, or is gone."""
+    try:
+        return (task / "stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def broker_binary() -> Path:
