@@ -65,7 +65,7 @@ class Broker:
         self._own()
         if self._process is not None:
             self._process.send_signal(signal.SIGSTOP)
-            # The signal is under way when this returns: a thread on the other core may still answer.
+            # The signal is still under way: a thread on the other core may yet answer.
             tasks = Path(f"/proc/{self._process.pid}/task")
             wait_until(lambda: all(_stopped(task) for task in tasks.iterdir()), seconds=10)
 
