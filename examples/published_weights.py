@@ -54,14 +54,17 @@ RESNETS = {"resnet20": 3, "resnet56": 9}
 STAGES = ("stage1", "stage2", "stage3")
 LAST, FEATURES = "stage3", "penultimate"
 ON_MAPS = ("react", "ash", "scale", "vra", "rankfeat")
-ON_STAGES = {"gram": {"layers": STAGES}, "mahalanobis, 3 stages": {"layers": STAGES}}
+ON_STAGES: dict[str, dict[str, Any]] = {
+    "gram": {"layers": STAGES},
+    "mahalanobis, 3 stages": {"layers": STAGES},
+}
 # A head that these networks were not trained with, and outliers that nobody has labelled.
 NEEDS_MORE = frozenset(("generalized_odin", "deep_sad"))
 OTHER_FORMULA = {
     "gen": "theirs clamps probabilities at 1e-7, which ranks confident samples another way",
     "vra": "theirs raises small activations to the lower quantile, the paper's sets them to zero",
 }
-OURS = {
+OURS: dict[str, dict[str, Any]] = {
     "gmm": {"covariance": "full"},
     "knn": {"k": 50},
     "mahalanobis, 3 stages": {"combine": "sum"},
