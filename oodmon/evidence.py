@@ -87,8 +87,8 @@ def _sentences(
             key=lambda b: abs(b["found"] - b["expected"]) / max(b["expected"], 1.0) ** 0.5,
         )
         told.append(
-            f"{band['found']} of them are among the most novel {band['p_at_most']:.3g} of the "
-            f"reference, where {band['expected']:.3g} were expected."
+            f"{band['found']} of them are among the most novel {100.0 * band['p_at_most']:.3g} % "
+            f"of the reference, where {band['expected']:.3g} were expected."
         )
     told += [_accuracy(row) for row in movements.get("accuracy", ())[:1]]
     for kind, one in (("classes", "Predicted class"), ("segments", "Segment")):

@@ -11,17 +11,18 @@ The detector ``{type: generalized_odin, layer: head.similarity}`` reads h as it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from oodmon.errors import ContractError
+from oodmon.recipes.descent import SizedBatches, descend
 
-__all__ = ["DeConf", "DeConfHead", "DeConfModel", "SizedBatches"]
+__all__ = ["DeConf", "DeConfHead", "DeConfModel"]
 
 Kind = Literal["cosine", "inner", "euclidean"]
 
@@ -31,17 +32,6 @@ _SMALLEST_SCALE: Final = 1e-3
 _SMALLEST_NORM: Final = 1e-8
 _DECAY: Final = 0.1
 _DECAY_AT: Final = (0.5, 0.75)
-_MOMENTUM: Final = 0.9
-
-
-class SizedBatches(Protocol):
-    """Inputs and labels (B,), a known number of batches, again at each pass: a `DataLoader`."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass."""
-
-    def __len__(self) -> int:
-        """Batches in a pass."""
 
 
 class Similarity(nn.Module):
@@ -158,37 +148,25 @@ class DeConf:
         A last pass without steps settles the running statistics of the scale's batch norm, whose
         one channel moves fast while training.
         """
-        steps = epochs * len(batches)
-        if steps < 1:
-            raise ContractError("DeConf.train: no batches")
         plain = list(model.head.similarity.parameters())
         known = {id(parameter) for parameter in plain}
         groups: list[dict[str, Any]] = [
             {"params": [p for p in model.parameters() if id(p) not in known]},
             {"params": plain, "weight_decay": 0.0},
         ]
-        sgd = torch.optim.SGD(
+        descend(
+            model,
             groups,
-            lr=self.learning_rate,
-            momentum=_MOMENTUM,
+            batches,
+            epochs,
+            name="DeConf",
+            rate=self.learning_rate,
             weight_decay=self.weight_decay,
+            decay=_DECAY,
+            decay_at=_DECAY_AT,
+            loss=lambda inputs, labels: self.loss(model, inputs, labels),
+            progress=progress,
         )
-        falls = {int(share * steps) for share in _DECAY_AT}
-        step = 0
-        model.train()
-        for _ in range(epochs):
-            for inputs, labels in batches:
-                if step in falls:
-                    for group in sgd.param_groups:
-                        group["lr"] *= _DECAY
-                sgd.zero_grad()
-                loss = self.loss(model, inputs, labels)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                sgd.step()
-                step += 1
-                if progress is not None:
-                    progress(step / steps, "deconf: training")
-        model.eval()
         self._settle(model, batches)
 
     @torch.no_grad()

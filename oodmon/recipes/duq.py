@@ -10,9 +10,9 @@ The head gives log K_c, so its output takes the place of logits: argmax predicts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -20,25 +20,15 @@ from torch.nn import functional
 
 from oodmon.detectors.duq import embed, log_kernel, move_centroids
 from oodmon.errors import ContractError
+from oodmon.recipes.descent import SizedBatches, descend
 
-__all__ = ["DUQ", "DUQHead", "DUQModel", "SizedBatches", "cross_entropy"]
+__all__ = ["DUQ", "DUQHead", "DUQModel", "cross_entropy"]
 
 _NEAREST: Final = 1e-7
 """-log K counts as at least this much in log(1 - K), which then is finite, and so its slope."""
 
 _DECAY: Final = 0.2
 _DECAY_AT: Final = (0.5, 0.8)
-_MOMENTUM: Final = 0.9
-
-
-class SizedBatches(Protocol):
-    """Inputs and labels (B,), a known number of batches, again at each pass: a `DataLoader`."""
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass."""
-
-    def __len__(self) -> int:
-        """Batches in a pass."""
 
 
 class DUQHead(nn.Module):
@@ -170,32 +160,20 @@ class DUQ:
         progress: Callable[[float, str], None] | None = None,
     ) -> None:
         """Train in place; leaves the model in eval mode."""
-        steps = epochs * len(batches)
-        if steps < 1:
-            raise ContractError("DUQ.train: no batches")
-        sgd = torch.optim.SGD(
-            model.parameters(),
-            lr=self.learning_rate,
-            momentum=_MOMENTUM,
+        descend(
+            model,
+            [{"params": list(model.parameters())}],
+            batches,
+            epochs,
+            name="DUQ",
+            rate=self.learning_rate,
             weight_decay=self.weight_decay,
+            decay=_DECAY,
+            decay_at=_DECAY_AT,
+            loss=lambda inputs, labels: self.loss(model, inputs, labels),
+            after_step=lambda inputs, labels: self.after_step(model, inputs, labels),
+            progress=progress,
         )
-        falls = {int(share * steps) for share in _DECAY_AT}
-        step = 0
-        model.train()
-        for _ in range(epochs):
-            for inputs, labels in batches:
-                if step in falls:
-                    for group in sgd.param_groups:
-                        group["lr"] *= _DECAY
-                sgd.zero_grad()
-                loss = self.loss(model, inputs, labels)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                sgd.step()
-                self.after_step(model, inputs, labels)
-                step += 1
-                if progress is not None:
-                    progress(step / steps, "duq: training")
-        model.eval()
 
     def native_score(self, output: Tensor) -> Tensor:
         """-log max K (B,), ≥ 0, higher is more OOD."""
