@@ -16,8 +16,8 @@ from oodmon.contracts import Feed, Reader, Reads, Writer
 from oodmon.records import Activations, ScoreBatch
 from oodmon.taps.hooks import Hooks
 
-QUICK = Limits(linger_seconds=0.0, retry_seconds=0.05)
-"""No waiting for more passes, so that tests see each batch at once."""
+QUICK = Limits(queue_passes=1000, linger_seconds=0.0, retry_seconds=0.05)
+"""No waiting for more passes and none shed, so that tests see each batch at once."""
 
 
 @dataclass
@@ -104,7 +104,7 @@ def attach(
     )
 
 
-def wait_for(what: Callable[[], bool], seconds: float = 10.0) -> None:
+def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
     """Until it is so, or an assertion."""
     give_up = time.monotonic() + seconds
     while not what():

@@ -141,7 +141,7 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     daemon.end(signal.SIGKILL)
 
 
-def eventually(holds: Callable[[], bool], what: Callable[[], str], seconds: float = 30.0) -> None:
+def eventually(holds: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, what()

@@ -140,7 +140,7 @@ def http_server() -> Iterator[HttpServer]:
         server.close()
 
 
-def wait_until(true: Any, seconds: float = 5.0) -> None:
+def wait_until(true: Any, seconds: float = 60.0) -> None:
     """Wait for a condition, or fail."""
     deadline = time.monotonic() + seconds
     while not true():

@@ -18,7 +18,7 @@ def free_port() -> int:
 
 
 def start(
-    command: Sequence[str], port: int, log: Path, seconds: float = 20.0
+    command: Sequence[str], port: int, log: Path, seconds: float = 60.0
 ) -> subprocess.Popen[bytes]:
     """Start a server and wait until its port answers; its output goes to `log`."""
     with log.open("ab") as out:

@@ -66,7 +66,7 @@ class Prometheus:
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
-    def wait_for(self, expression: str, seconds: float = 15.0) -> list[dict[str, Any]]:
+    def wait_for(self, expression: str, seconds: float = 60.0) -> list[dict[str, Any]]:
         """The result of the query once it has one."""
         deadline = time.monotonic() + seconds
         while True:

@@ -24,6 +24,7 @@ from tests.agents import Norm, Recording, attach, wait_for
 from tests.nets import build, images
 
 PROMPT = Limits(
+    queue_passes=1000,
     linger_seconds=0.0,
     retry_seconds=0.05,
     nice=0,
@@ -31,7 +32,7 @@ PROMPT = Limits(
     shadow_passes=1000,
     shadow_age_seconds=3600.0,
 )
-"""Nothing waits, rests or steps back, so that tests see each batch at once."""
+"""Nothing waits, rests, steps back or is shed, so that tests see each batch at once."""
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ class Served:
         return self.metrics.value("oodmon_sink_deliveries_total", sink=NAME, result=result)
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 5.0) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to be in time"

@@ -238,7 +238,7 @@ def test_slow_clients_do_not_keep_others_out(
                 return 503
 
         assert answered() == 503
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while answered() != 200:
             assert time.monotonic() < deadline, "slow clients hold every place for good"
             time.sleep(0.05)
@@ -421,7 +421,7 @@ def test_the_line_for_scoring_has_an_end(scoring: tuple[Inlet, Spool]) -> None:
             target=lambda: results.append(post(inlet, "/v1/outputs", body, EVENT)[0])
         )
         waiting.start()
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while annex._places._value and time.monotonic() < deadline:
             time.sleep(0.01)
         status, told, headers = post(inlet, "/v1/outputs", body, EVENT)

@@ -123,7 +123,7 @@ def put(folder: Path, batches: Sequence[ScoreBatch], source: str = "agent") -> N
     writer.close()
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
+def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come to be in time"
