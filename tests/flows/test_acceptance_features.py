@@ -1,14 +1,13 @@
-"""The acceptance experiments A4 (Mahalanobis) and A2 (logits against softmax), per seed.
+"""Detectors of features on FashionMNIST against glyphs: A4 (Mahalanobis), and the others beside it.
 
-FashionMNIST is known; MNIST, KMNIST and notMNIST are novel. The other detectors of features run on
-the same activations and have to beat chance by far. Figures are printed (``pytest -s``).
+FashionMNIST is known; MNIST, KMNIST and notMNIST are novel. The others have to beat chance by far.
+The figures are in docs/acceptance.md.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +20,11 @@ from oodmon.detectors.features import features
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
 from oodmon.registry import detectors
-from tests.data import data_path
+from tests.fashion import SEEDS, classifier, one_thread, sets
+from tests.figures import Figures
 
-SEEDS = (0, 1, 2)
+__all__ = ["one_thread"]
+
 LAYERS = ("b1", "b2", "b3", "features")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -38,19 +39,9 @@ class Activated:
     tests: Mapping[str, Activations]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=SEEDS)
 def activated(request: pytest.FixtureRequest) -> Activated:
-    folder = data_path("fashion_mnist_train.npz").parent
-    train = example.load(folder, "fashion_mnist_train", example.TRAIN_ROWS)
-    backbone, head = example.train_classifier(train, request.param)
+    backbone, head = classifier(request.param)
 
     def pooled(images: example.Images) -> Activations:
         batches = list(example.activations(backbone, head, images))
@@ -60,7 +51,8 @@ def activated(request: pytest.FixtureRequest) -> Activated:
             labels=images.labels,
         )
 
-    learnt = pooled(train)
+    tests = {name: pooled(images) for name, images in sets().items()}
+    learnt = tests.pop("train")
     reference = Reference.from_arrays(
         learnt.layers,
         learnt.logits,
@@ -68,8 +60,6 @@ def activated(request: pytest.FixtureRequest) -> Activated:
         head=(head.weight.detach(), head.bias.detach()),
         seed=request.param,
     )
-    names = {"ID": "fashion_mnist_test", **example.OODS}
-    tests = {n: pooled(example.load(folder, f, example.TEST_ROWS)) for n, f in names.items()}
     return Activated(request.param, reference, tests)
 
 
@@ -78,38 +68,30 @@ def aurocs(given: Activated, name: str, **options: Any) -> dict[str, float]:
     scorer = Scorer.learn(detectors.create(name, **options), given.reference)
     scores = {what: scorer.score(acts).numpy() for what, acts in given.tests.items()}
     took = time.process_time() - began
-    found = {ood: auroc(scores["ID"], scores[ood]) for ood in example.OODS}
-    recall = f" recall {float(scorer.state['recall']):.2f}" if options.get("coreset") else ""
-    text = " ".join(f"{ood} {value:.3f}" for ood, value in found.items())
-    sys.stdout.write(f"\nseed {given.seed}: {name} {options}: {text} ({took:.1f} s){recall}")
-    return {**found, "seconds": took}
+    return {**{o: auroc(scores["ID"], scores[o]) for o in example.OODS}, "seconds": took}
 
 
-def test_mahalanobis(activated: Activated) -> None:
+def test_mahalanobis(activated: Activated, figures: Figures) -> None:
     late = aurocs(activated, "mahalanobis", layer="features")
-    assert late["MNIST"] >= 0.96
-    assert late["seconds"] < 5.0
-    assert aurocs(activated, "mahalanobis", layer="b3")["MNIST"] >= 0.88
-    assert aurocs(activated, "mahalanobis", layers=LAYERS)["MNIST"] >= 0.96
-    assert aurocs(activated, "mahalanobis", layers=LAYERS, combine="sum")["MNIST"] >= 0.88
     early = aurocs(activated, "mahalanobis", layer="b1")
-    assert early["MNIST"] < late["MNIST"]
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "least"),
-    [
-        ("mahalanobis", {}, 0.93),
-        ("knn", {"k": 10, "normalize": False, "rows": 20_000}, 0.95),
-    ],
-)
-def test_the_softmax_hinders(
-    activated: Activated, name: str, options: dict[str, Any], least: float
-) -> None:
-    logits = aurocs(activated, name, layer="logits", **options)["MNIST"]
-    softmax = aurocs(activated, name, layer="softmax", **options)["MNIST"]
-    assert logits >= least
-    assert logits - softmax >= 0.10
+    found = {
+        "features: MNIST": (late["MNIST"], 0.96),
+        "features: KMNIST": (late["KMNIST"], 0.96),
+        "features: notMNIST": (late["notMNIST"], 0.96),
+        "third block: MNIST": (aurocs(activated, "mahalanobis", layer="b3")["MNIST"], 0.88),
+        "four layers, concat: MNIST": (
+            aurocs(activated, "mahalanobis", layers=LAYERS)["MNIST"],
+            0.96,
+        ),
+        "four layers, sum: MNIST": (
+            aurocs(activated, "mahalanobis", layers=LAYERS, combine="sum")["MNIST"],
+            0.88,
+        ),
+        "features above first block: MNIST": (late["MNIST"] - early["MNIST"], 0.05),
+    }
+    for what, (value, least) in found.items():
+        figures.hold("A4", f"mahalanobis, {what}", value, seed=activated.seed, least=least)
+    assert late["seconds"] < 60.0  # some 2 of CPU time; far more would be another algorithm
 
 
 @pytest.mark.parametrize(
@@ -132,13 +114,17 @@ def test_the_softmax_hinders(
     ],
 )
 def test_other_detectors_of_features(
-    activated: Activated, name: str, options: dict[str, Any], least: float
+    activated: Activated, name: str, options: dict[str, Any], least: float, figures: Figures
 ) -> None:
-    assert aurocs(activated, name, layer="features", **options)["MNIST"] >= least
+    found = aurocs(activated, name, layer="features", **options)["MNIST"]
+    told = ", ".join([name, *(f"{option} {value}" for option, value in options.items())])
+    figures.hold("features", f"{told}: MNIST", found, seed=activated.seed, least=least)
 
 
-def test_loud_features_deceive_she(activated: Activated) -> None:
+def test_loud_features_deceive_she(activated: Activated, figures: Figures) -> None:
     """Its docstring says so: novel samples with large features look like the reference."""
     near = aurocs(activated, "cosine", layer="features")
     loud = aurocs(activated, "she", layer="features")
-    assert all(loud[ood] < near[ood] - 0.2 for ood in example.OODS)
+    for ood in example.OODS:
+        gap = near[ood] - loud[ood]
+        figures.hold("features", f"cosine above she: {ood}", gap, seed=activated.seed, least=0.2)
