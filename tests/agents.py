@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +13,7 @@ from oodmon.agent import Agent, Limits
 from oodmon.contracts import Feed, Reader, Reads, Writer
 from oodmon.records import Activations, ScoreBatch
 from oodmon.taps.hooks import Hooks
+from tests.waiting import PATIENCE_SECONDS
 
 QUICK = Limits(queue_passes=1000, linger_seconds=0.0, retry_seconds=0.05)
 """No waiting for more passes and none shed, so that tests see each batch at once."""
@@ -82,6 +81,13 @@ class Norm:
         return Norm(self.layers, self.before, self.digest, device)
 
 
+class Patient(Agent):
+    """Waits at its end for all that is left, however slow the machine is."""
+
+    def detach(self, timeout_seconds: float = PATIENCE_SECONDS) -> bool:
+        return super().detach(timeout_seconds)
+
+
 def attach(
     model: nn.Module,
     feed: Feed,
@@ -91,7 +97,7 @@ def attach(
     **options: Any,
 ) -> Agent:
     """An agent that reads every pass, unless told otherwise."""
-    return Agent.attach(
+    return Patient.attach(
         model,
         tap=options.pop("tap", Hooks()),
         scorers=scorers or {"norm": Norm()},
@@ -102,11 +108,3 @@ def attach(
         limits=limits,
         **options,
     )
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> None:
-    """Until it is so, or an assertion."""
-    give_up = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < give_up, "it did not come about in time"
-        threading.Event().wait(0.002)

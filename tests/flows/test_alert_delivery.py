@@ -15,8 +15,9 @@ from oodmon.store.events import Store
 from oodmon.triggers.guard import Guard
 from oodmon.triggers.webhook import Webhook
 from oodmon.wire import event_of
-from tests.servers.http import HttpServer, wait_until
+from tests.servers.http import HttpServer
 from tests.servers.kafka import Broker, ids
+from tests.waiting import eventually
 
 START = 1_700_000_000_000_000_000
 
@@ -64,15 +65,15 @@ def test_alerts_outlive_a_broker_that_stops(kafka: Broker, tmp_path: Path) -> No
             if number == 3:
                 kafka.stop()
             if number == 6:
-                wait_until(lambda: store.depths()["sinks.kafka"].pending >= 3)
-                wait_until(lambda: metrics.value("oodmon_sink_up", sink="sinks.kafka") == 0)
+                eventually(lambda: store.depths()["sinks.kafka"].pending >= 3)
+                eventually(lambda: metrics.value("oodmon_sink_up", sink="sinks.kafka") == 0)
                 kafka.start()
             store.emit([("sinks.kafka", event_of(alert(number)))])
             delivery.wake()
             if number < 3:
-                wait_until(empty)
+                eventually(empty)
 
-        wait_until(empty, 15.0)
+        eventually(empty)
     finally:
         delivery.stop(1.0)
         delivery.join(5.0)

@@ -11,7 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from oodmon.feeds.spool import Spool
 from oodmon.records import ScoreBatch
 from tests.servers.processes import free_port
 from tests.streams import calibration, stream
+from tests.waiting import eventually
 
 IDLE_BYTES = 90_000_000
 """What an idle daemon may hold."""
@@ -139,13 +140,6 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     daemon = Daemon(tmp_path / "d")
     yield daemon
     daemon.end(signal.SIGKILL)
-
-
-def eventually(holds: Callable[[], bool], what: Callable[[], str], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, what()
-        time.sleep(0.02)
 
 
 def resident_bytes(pid: int) -> int:
@@ -265,7 +259,7 @@ def test_killed_at_any_moment_it_writes_the_rows_of_an_undisturbed_run(
         for daemon in (undisturbed, killed):
             daemon.put(batches)
         undisturbed.start()
-        eventually(lambda: undisturbed.samples() == total, lambda: undisturbed.log, 60)
+        eventually(lambda: undisturbed.samples() == total, lambda: undisturbed.log)
         assert undisturbed.end() == 0
         moments = random.Random(seed)
         between = 0
@@ -283,7 +277,7 @@ def test_killed_at_any_moment_it_writes_the_rows_of_an_undisturbed_run(
                 break
         assert between >= 3, "it has to be killed in the midst of its work"
         killed.start()
-        eventually(lambda: killed.samples() == total, lambda: killed.log, 60)
+        eventually(lambda: killed.samples() == total, lambda: killed.log)
         assert killed.end() == 0
     finally:
         undisturbed.end(signal.SIGKILL)

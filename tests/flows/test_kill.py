@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.flows.daemons import Site
-from tests.servers.http import wait_until
+from tests.waiting import eventually
 
 KILLS = 20
 BATCHES = 10_000
@@ -66,10 +66,10 @@ def test_twenty_kills_change_nothing(
         if kind == "early":
             time.sleep(float(rng.uniform(0.1, 0.5)))
         else:
-            wait_until(lambda seen=ready: wild.log().count(": ready") > seen, seconds=60)
+            eventually(lambda seen=ready: wild.log().count(": ready") > seen)
             if kind == "committed":
                 before = wild.committed()
-                wait_until(lambda seen=before: wild.committed() > seen, seconds=60)
+                eventually(lambda seen=before: wild.committed() > seen)
             time.sleep(float(rng.uniform(0.02, 0.2)))
         assert process.poll() is None, wild.log()
         process.kill()

@@ -16,7 +16,7 @@ from oodmon.cli import main
 from oodmon.store import tables
 from oodmon.store.database import Database
 from tests.flows.daemons import Site
-from tests.servers.http import wait_until
+from tests.waiting import eventually
 
 BATCHES = 1_200
 ROWS = 16
@@ -62,7 +62,7 @@ def _joined(site: Site, process: subprocess.Popen[bytes], labels: int) -> None:
         with site.open() as store:
             return sum(one.labelled for one in store.measured(0, 2**62)) == labels
 
-    wait_until(all_found, seconds=60)
+    eventually(all_found)
 
 
 @pytest.mark.slow
@@ -79,7 +79,7 @@ def test_predictions_and_labels_survive_kills(tmp_path: Path) -> None:
     for kill in range(KILLS):
         ready = wild.log().count(": ready")
         process = wild.start()
-        wait_until(lambda seen=ready: wild.log().count(": ready") > seen, seconds=60)
+        eventually(lambda seen=ready: wild.log().count(": ready") > seen)
         time.sleep(float(rng.uniform(0.02, 0.3)))
         process.kill()
         process.wait()

@@ -18,7 +18,7 @@ import pytest
 
 import oodmon
 from oodmon.store.events import Store
-from tests.servers.http import wait_until
+from tests.waiting import eventually
 
 torch = pytest.importorskip("torch")
 datasets = pytest.importorskip("sklearn.datasets")
@@ -153,8 +153,8 @@ def test_from_images_to_an_alert_that_others_read(
             _serve(agent, model, novel[:240], "novel")
             _serve(agent, model, known[1000:1300], "again")
         store.open()
-        wait_until(lambda: _resolved(store), seconds=30)
-        wait_until(lambda: not store.depths(), seconds=30)
+        eventually(lambda: _resolved(store))
+        eventually(lambda: not store.depths())
     finally:
         daemon.send_signal(signal.SIGTERM)
         status = daemon.wait(30)

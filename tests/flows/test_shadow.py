@@ -27,7 +27,7 @@ from oodmon.config.parse import load  # noqa: E402
 from oodmon.fitting import fit  # noqa: E402
 from oodmon.fitting.sources import from_data  # noqa: E402
 from oodmon.records import DriftResult, Exceedance, Fact, Notice, ScoreBatch, Window  # noqa: E402
-from tests.agents import wait_for  # noqa: E402
+from tests.waiting import eventually  # noqa: E402
 
 KNOWN = (0, 1, 2, 3, 5, 7, 8, 9)
 ROWS = 8
@@ -167,7 +167,7 @@ def test_from_file_to_facts(site: tuple[Path, nn.Module]) -> None:
             for number, part in enumerate(served):
                 assert torch.equal(model(part), expected[number]), "an output changed"
                 due = ROWS * number - 40
-                wait_for(functools.partial(far_enough, agent, due), 120)
+                eventually(functools.partial(far_enough, agent, due))
     finally:
         assert agent.detach(60)
     assert same(anatomy(model), before), "the model is not as it was"

@@ -19,8 +19,9 @@ from oodmon.registry import detectors
 from oodmon.taps.collect import collect
 from oodmon.taps.hooks import Hooks
 from oodmon.taps.layout import head_of
-from tests.agents import Norm, Recording, attach, wait_for
+from tests.agents import Norm, Recording, attach
 from tests.nets import build, images
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.gpu,
@@ -112,7 +113,7 @@ def test_scores_are_the_cpus() -> None:
             with attach(model, feed, scorers, PATIENT) as agent, torch.inference_mode():  # type: ignore[arg-type]
                 for n in range(5):
                     model(images(8, n).to(device))
-                    wait_for(lambda n=n, a=agent: a.stats().scored == 8 * (n + 1))  # type: ignore[misc]
+                    eventually(lambda n=n, a=agent: a.stats().scored == 8 * (n + 1))  # type: ignore[misc]
         finally:
             torch.backends.cudnn.allow_tf32 = allowed
         found[device] = {
@@ -165,7 +166,7 @@ def test_memory_is_bounded_over_a_thousand_batches() -> None:
         for n in range(1_000):
             model(on_device(16, n % 7))
             if n % 100 == 99:
-                wait_for(lambda a=agent: len(a._gate.open().queue) == 0)  # type: ignore[misc]
+                eventually(lambda a=agent: len(a._gate.open().queue) == 0)  # type: ignore[misc]
                 torch.cuda.synchronize()
                 gc.collect()
                 levels.append(torch.cuda.memory_allocated())
@@ -205,7 +206,7 @@ def test_a_model_that_moves_takes_its_scorers_along() -> None:
     model, feed = build("mlp"), Recording()
     with attach(model, feed, limits=PATIENT) as agent, torch.inference_mode():
         model(images(4))
-        wait_for(lambda: agent.stats().scored == 4)
+        eventually(lambda: agent.stats().scored == 4)
         model.cuda()
         model(on_device(4))
     assert feed.rows == 8

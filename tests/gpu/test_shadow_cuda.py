@@ -14,9 +14,10 @@ from oodmon.detectors import Scorer
 from oodmon.records import Activations
 from oodmon.registry import detectors
 from oodmon.taps.twin import Twin
-from tests.agents import Norm, Recording, attach, wait_for
+from tests.agents import Norm, Recording, attach
 from tests.gpu.test_agent_cuda import no_synchronisation, on_device
 from tests.nets import build, images
+from tests.waiting import eventually
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,7 +88,7 @@ def test_outputs_stay_and_memory_is_bounded() -> None:
             inputs = on_device(16, n % 7)
             assert torch.equal(model(inputs), plain(inputs))
             if n % 50 == 49:
-                wait_for(lambda a=agent, due=16 * (n + 1): _done(a) == due, 60)  # type: ignore[misc]
+                eventually(lambda a=agent, due=16 * (n + 1): _done(a) == due)  # type: ignore[misc]
                 torch.cuda.synchronize()
                 gc.collect()
                 levels.append(torch.cuda.memory_allocated())

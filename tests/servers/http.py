@@ -6,7 +6,6 @@ import shutil
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -96,7 +95,7 @@ class _Server(ThreadingHTTPServer):
 
 def _handler(owner: HttpServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
-        timeout = 5
+        timeout = 60
 
         def handle_one(self) -> None:
             length = int(self.headers.get("Content-Length") or 0)
@@ -138,15 +137,6 @@ def http_server() -> Iterator[HttpServer]:
         yield server
     finally:
         server.close()
-
-
-def wait_until(true: Any, seconds: float = 60.0) -> None:
-    """Wait for a condition, or fail."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > deadline:
-            raise AssertionError("the condition did not come true")
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import os
 import signal
 import stat
 import subprocess
-import time
 import uuid
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
@@ -20,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.servers.http import wait_until
 from tests.servers.processes import end, free_port, start
+from tests.waiting import eventually
 
 
 class Broker:
@@ -67,14 +66,14 @@ class Broker:
             self._process.send_signal(signal.SIGSTOP)
             # The signal is still under way: a thread on the other core may yet answer.
             tasks = Path(f"/proc/{self._process.pid}/task")
-            wait_until(lambda: all(_stopped(task) for task in tasks.iterdir()), seconds=10)
+            eventually(lambda: all(_stopped(task) for task in tasks.iterdir()))
 
     def thaw(self) -> None:
         """Let a hung process go on."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
 
-    def read_all(self, topic: str, seconds: float = 15.0) -> list[Any]:
+    def read_all(self, topic: str) -> list[Any]:
         """Every record that the topic holds now; none where there is no such topic."""
         from kafka import KafkaConsumer, TopicPartition  # type: ignore[import-untyped]
 
@@ -88,11 +87,13 @@ class Broker:
             consumer.assign(partitions)
             consumer.seek_to_beginning()
             ends = consumer.end_offsets(partitions)
-            deadline = time.monotonic() + seconds
-            while any(consumer.position(one) < end for one, end in ends.items()):
-                assert time.monotonic() < deadline, f"{topic} could not be read to its end"
+
+            def at_the_end() -> bool:
                 for records in consumer.poll(timeout_ms=100).values():
-                    found += records
+                    found.extend(records)
+                return all(consumer.position(one) >= end for one, end in ends.items())
+
+            eventually(at_the_end, f"{topic} could not be read to its end")
         finally:
             consumer.close()
         return found

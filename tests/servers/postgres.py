@@ -6,22 +6,22 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.servers.processes import free_port, up
+from tests.waiting import PATIENCE_SECONDS
+
 _ENVIRONMENT = "OODMON_TEST_POSTGRES"
 _HOW = (
     "install PostgreSQL (Debian: apt-get install postgresql) and psycopg, "
     f"or set {_ENVIRONMENT} to the URL of a server on which databases may be created"
 )
-_START_SECONDS = 30.0
 
 
 class PostgresServer:
@@ -37,7 +37,7 @@ class PostgresServer:
         self._data = folder / "data"
         self._log = folder / "log"
         self._user = _other_user()
-        self._port = _free_port()
+        self._port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         if self._user is not None:
             account = pwd.getpwnam(self._user)
@@ -68,24 +68,20 @@ class PostgresServer:
                 cwd="/",
                 user=self._user,
             )
-        give_up = time.monotonic() + _START_SECONDS
-        while not self._answers():
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                raise RuntimeError(f"PostgreSQL did not start:\n{self._log.read_text()[-2000:]}")
-            time.sleep(0.05)
+        up(self._process, self._answers, lambda: self._log.read_text()[-2000:])
 
     def stop(self) -> None:
         """Cut every connection and end (SIGINT is PostgreSQL's fast shutdown)."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
-            self._process.wait(_START_SECONDS)
+            self._process.wait(PATIENCE_SECONDS)
             self._process = None
 
     def _answers(self) -> bool:
         import psycopg
 
         try:
-            psycopg.connect(self.url, connect_timeout=2).close()
+            psycopg.connect(self.url, connect_timeout=10).close()
         except psycopg.OperationalError:
             return False
         return True
@@ -96,7 +92,7 @@ class PostgresServer:
             capture_output=True,
             cwd="/",
             user=self._user,
-            timeout=60,
+            timeout=PATIENCE_SECONDS,
         )
         if done.returncode:
             raise RuntimeError(f"{command} failed:\n{done.stderr.decode(errors='replace')}")
@@ -108,13 +104,6 @@ def _other_user() -> str | None:
         return None
     names = {account.pw_name for account in pwd.getpwall()}
     return "postgres" if "postgres" in names else "nobody"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def postgres_binaries() -> Path | None:

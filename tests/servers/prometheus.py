@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.servers.processes import end, free_port, start
+from tests.waiting import eventually
 
 _HOW = "apt-get install --no-install-recommends prometheus"
 
@@ -60,25 +60,25 @@ class Prometheus:
     def query(self, expression: str) -> list[dict[str, Any]]:
         """The result of an instant query; an error of the query is an `OSError`."""
         with urlopen(
-            f"{self.url}/api/v1/query?{urlencode({'query': expression})}", timeout=10
+            f"{self.url}/api/v1/query?{urlencode({'query': expression})}", timeout=60
         ) as got:
             answer = json.load(got)
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
-    def wait_for(self, expression: str, seconds: float = 60.0) -> list[dict[str, Any]]:
+    def wait_for(self, expression: str) -> list[dict[str, Any]]:
         """The result of the query once it has one."""
-        deadline = time.monotonic() + seconds
-        while True:
+        found: list[dict[str, Any]] = []
+
+        def has_one() -> bool:
             try:
-                result = self.query(expression)
+                found[:] = self.query(expression)
             except OSError:  # not ready yet
-                result = []
-            if result:
-                return result
-            if time.monotonic() > deadline:
-                raise AssertionError(f"no result for {expression!r} within {seconds} s")
-            time.sleep(0.2)
+                return False
+            return bool(found)
+
+        eventually(has_one, f"no result for {expression!r}")
+        return found
 
 
 @pytest.fixture

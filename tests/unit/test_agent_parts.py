@@ -17,6 +17,7 @@ from oodmon.agent.sampling import FLOOR, PASSED_BY_SECONDS, Sampler
 from oodmon.agent.scoring import Limits
 from oodmon.errors import ContractError
 from oodmon.records import Activations
+from tests.waiting import PATIENCE_SECONDS
 
 
 def a_pass(rows: int = 1, at: int = 0, width: int = 3) -> Pass:
@@ -176,15 +177,15 @@ def test_a_lingering_reader_is_called_when_enough_waits() -> None:
     called = threading.Event()
 
     def wait() -> None:
-        queue.linger(30.0)
+        queue.linger(10 * PATIENCE_SECONDS)
         called.set()
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(target=wait, daemon=True)
     thread.start()
     queue.put(a_pass(rows=3))
     assert not called.wait(0.05)
     queue.put(a_pass(rows=1))
-    assert called.wait(5.0)
+    assert called.wait(PATIENCE_SECONDS)
     thread.join()
 
 

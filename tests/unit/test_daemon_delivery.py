@@ -16,6 +16,7 @@ from oodmon.daemon.metrics import Metrics
 from oodmon.errors import ContractError, Rejected, RetryLater, StoreError
 from oodmon.records import Event
 from oodmon.store.events import Store
+from tests.waiting import eventually
 
 NAME = "sinks.box"
 FAST = Backoff(initial_seconds=0.01, max_seconds=0.02, timeout_seconds=0.05)
@@ -81,13 +82,6 @@ class Served:
 
     def count(self, result: str) -> float:
         return self.metrics.value("oodmon_sink_deliveries_total", sink=NAME, result=result)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to be in time"
-        time.sleep(0.005)
 
 
 def drained(store: Store, receiver: str = NAME) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from oodmon.store.tables import leases
 from oodmon.triggers.guard import Guard
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, calibration, stream
+from tests.waiting import eventually
 
 FAST = Pace(
     poll_seconds=0.02,
@@ -121,13 +122,6 @@ def put(folder: Path, batches: Sequence[ScoreBatch], source: str = "agent") -> N
     for batch in batches:
         assert writer.put(batch)
     writer.close()
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "it did not come to be in time"
-        time.sleep(0.005)
 
 
 @contextmanager

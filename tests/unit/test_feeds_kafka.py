@@ -19,10 +19,10 @@ from oodmon.feeds.publish import NUMBER, WRITER
 from oodmon.records import ScoreBatch
 from oodmon.secret import Secret
 from oodmon.wire import encode_batch
-from tests.servers.http import wait_until
 from tests.servers.kafka import Broker
 from tests.servers.kafka_door import Door, certificates, server_context
 from tests.servers.processes import free_port
+from tests.waiting import eventually
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
@@ -161,7 +161,7 @@ def test_while_the_broker_is_away_batches_wait_and_then_are_shed(
     small = replace(feed, capacity_bytes=16_384, max_message_bytes=8_192, timeout_seconds=2.0)
     writer = small.writer("a")
     assert writer.put(batch("a", 0))
-    wait_until(lambda: not writer._queue)
+    eventually(lambda: not writer._queue)
     with closing(feed.reader()) as reader:
         reader.seek({})
         first = reader.poll(5, 5.0)
