@@ -91,7 +91,7 @@ class Kafka(Access, Feed):
                 "topic": "oodmon.check",
                 "capacity_bytes": 1 << 15,
                 "max_message_bytes": 1 << 13,
-                "timeout_seconds": 5.0,
+                "timeout_seconds": 30.0,
             },
         )
 

@@ -123,6 +123,7 @@ BROKEN: Mapping[Callable[..., None], Sequence[Sink]] = {
     checks.check_failures_are_the_two: (
         LeaksTheClientsError(),
         ClaimsDelivery(),
+        WaitsTooLong(),
         AsksForThePast(),
     ),
     checks.check_events_stay_unchanged: (WritesToEvents(),),

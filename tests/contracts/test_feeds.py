@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from oodmon.checks import checks_for, subjects
+from oodmon.checks import feeds as checks
 from oodmon.checks.feeds import cases
 from oodmon.contracts import Feed
 from oodmon.registry import feeds
@@ -48,6 +49,10 @@ def test_check_has_a_broken_counterpart(check: Callable[[Feed], None]) -> None:
     PAIRS,
     ids=lambda value: getattr(value, "__name__", None) or type(value).__name__,
 )
-def test_check_rejects_its_broken_counterpart(check: Callable[[Feed], None], broken: Feed) -> None:
+def test_check_rejects_its_broken_counterpart(
+    check: Callable[[Feed], None], broken: Feed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "_PATIENCE_SECONDS", 0.2)  # what does not come never will
+    monkeypatch.setattr(checks, "_POLL_SECONDS", 2.0)
     with pytest.raises(AssertionError, match=r"\w"):
         check(broken)

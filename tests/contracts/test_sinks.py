@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from oodmon.checks import checks_for, subjects
+from oodmon.checks import sinks as checks
 from oodmon.checks.sinks import LIVE_CHECKS, Live
 from oodmon.checks.triggers import Fired
 from oodmon.registry import sinks, triggers
@@ -55,7 +56,11 @@ def test_trigger_holds_to_its_contract(trigger: Any, check: Check) -> None:
 
 
 @pytest.mark.parametrize("check", checks_for("sinks"), ids=named)
-def test_check_rejects_its_broken_counterpart(check: Check) -> None:
+def test_check_rejects_its_broken_counterpart(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "BOUND_SECONDS", 0.5)
+    monkeypatch.setattr(checks, "SETTLE_SECONDS", 0.2)
     assert BROKEN[check], f"{check.__name__} has no counterpart that it must reject"
     for broken in BROKEN[check]:
         with pytest.raises(AssertionError, match=r"\w"):
@@ -63,7 +68,10 @@ def test_check_rejects_its_broken_counterpart(check: Check) -> None:
 
 
 @pytest.mark.parametrize("check", LIVE_CHECKS, ids=named)
-def test_live_check_rejects_its_broken_counterpart(check: Check) -> None:
+def test_live_check_rejects_its_broken_counterpart(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks, "SETTLE_SECONDS", 0.2)
     assert BROKEN_LIVE[check], f"{check.__name__} has no counterpart that it must reject"
     for broken in BROKEN_LIVE[check]:
         with pytest.raises(AssertionError, match=r"\w"):
