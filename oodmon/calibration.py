@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
@@ -31,9 +32,19 @@ from oodmon.trust import check_unshared
 
 __all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "expected_errors"]
 
-_SCHEMA: Final = "oodmon.calibration/2"
-_FIRST: Final = "oodmon.calibration/1"
-"""Files without predicted classes; read as such."""
+_SCHEMA: Final = "oodmon.calibration/3"
+_OLDER: Final = {
+    "oodmon.calibration/1": ("scores",),
+    "oodmon.calibration/2": ("scores", "predicted"),
+}
+"""Files without some of the contexts; read as such."""
+_KINDS: Final[Mapping[str, np.dtype[Any]]] = {
+    "scores": np.dtype(np.float32),
+    "predicted": np.dtype(np.int32),
+    "segment": np.dtype(np.int32),
+    "times": np.dtype(np.int64),
+}
+"""What a file holds of each score."""
 _MAX_SCORES: Final = 10_000_000
 EXPECTED_ERROR: Final = "expected_error"
 """`Calibration.measures` of scores that are the probability of a wrong answer."""
@@ -67,6 +78,11 @@ class Calibration:
         digest: the scorer that made the scores; a column with another digest is refused.
         scores: float32 (n,) ascending, finite or ±inf, no NaN.
         predicted: int32 (n,) the class predicted for each of them, or empty where none is known.
+        segment: int32 (n,) into `segments`, -1 for none, or empty where none is known.
+        segments: names that `segment` points into.
+        times: int64 (n,) when each was observed, ns UTC, or empty where that is not known.
+        labelled: held-out samples with a known true class, whatever the detector; 0 for none.
+        wrong: of these, how many the model answered wrongly.
         origin: where the scores come from, in words, where they are not of `oodmon fit`: what was
             accepted, when and by whom.
         measures: what a score is beside a rank (`Detector.measures`).
@@ -78,6 +94,11 @@ class Calibration:
     predicted: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     origin: str = ""
     measures: str = ""
+    segment: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    segments: tuple[str, ...] = ()
+    times: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    labelled: int = 0
+    wrong: int = 0
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -88,16 +109,29 @@ class Calibration:
             raise StateError(f"calibration of {self.detector!r}: scores hold NaN")
         if (np.diff(scores) < 0).any():
             raise StateError(f"calibration of {self.detector!r}: scores are not sorted")
-        predicted = np.ascontiguousarray(self.predicted, np.int32)
-        if predicted.shape not in ((0,), scores.shape):
-            raise StateError(
-                f"calibration of {self.detector!r}: {predicted.shape} predicted classes for "
-                f"{len(scores)} scores"
-            )
         scores.setflags(write=False)
-        predicted.setflags(write=False)
         object.__setattr__(self, "scores", scores)
-        object.__setattr__(self, "predicted", predicted)
+        for name, what in (
+            ("predicted", "predicted classes"),
+            ("segment", "segments"),
+            ("times", "event times"),
+        ):
+            column = np.ascontiguousarray(getattr(self, name), _KINDS[name])
+            if column.shape not in ((0,), scores.shape):
+                raise StateError(
+                    f"calibration of {self.detector!r}: {column.shape} {what} for "
+                    f"{len(scores)} scores"
+                )
+            column.setflags(write=False)
+            object.__setattr__(self, name, column)
+        if not 0 <= self.wrong <= self.labelled:
+            raise StateError(
+                f"calibration of {self.detector!r}: {self.wrong} of {self.labelled} answers wrong"
+            )
+        if self.segment.max(initial=-1) >= len(self.segments):
+            raise StateError(
+                f"calibration of {self.detector!r}: segment {self.segment.max()} has no name"
+            )
         object.__setattr__(self, "_cuts", self._score_cuts(scores))
 
     @staticmethod
@@ -107,22 +141,44 @@ class Calibration:
         scores: npt.NDArray[np.floating[Any]],
         predicted: npt.NDArray[np.integer[Any]] | None = None,
         measures: str = "",
+        segments: Sequence[str] | npt.NDArray[np.str_] = (),
+        times: Sequence[int] | npt.NDArray[np.int64] = (),
     ) -> Calibration:
-        """Calibrate on held-out scores; rows that the detector could not score are left out."""
+        """Calibrate on held-out scores; rows that the detector could not score are left out.
+
+        Args:
+            detector, digest, measures: as the attributes.
+            scores: (n,) in any order.
+            predicted: (n,) predicted classes, or none.
+            segments: n names, or none.
+            times: n times, ns UTC, or none.
+        """
         values = np.asarray(scores, np.float32).ravel()
         valid = np.flatnonzero(~np.isnan(values))
         order = valid[np.argsort(values[valid], kind="stable")]
         classes = np.empty(0, np.int32)
         if predicted is not None and len(predicted):
             classes = np.asarray(predicted).astype(np.int32)[order]
-        return Calibration(detector, digest, values[order], classes, measures=measures)
+        names, places = np.unique(np.asarray(segments, np.str_), return_inverse=True)
+        return Calibration(
+            detector,
+            digest,
+            values[order],
+            classes,
+            measures=measures,
+            segment=places.astype(np.int32)[order] if len(segments) else np.empty(0, np.int32),
+            segments=tuple(names.tolist()),
+            times=np.asarray(times, np.int64)[order] if len(times) else np.empty(0, np.int64),
+        )
 
     @property
     def fingerprint(self) -> str:
         """Sixteen hex digits over scorer and scores: streams that began with others start anew."""
         made = hashlib.blake2b(self.digest.encode(), digest_size=8)
-        for part in (self.scores, self.predicted):
+        for part in (self.scores, self.predicted, self.segment, self.times):
             made.update(part.tobytes())
+        if self.segments:
+            made.update(json.dumps(self.segments).encode())
         return made.hexdigest()
 
     def __len__(self) -> int:
@@ -197,7 +253,7 @@ class Calibration:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(partial, flags, 0o600))
         save_file(
-            {"scores": np.array(self.scores), "predicted": np.array(self.predicted)},
+            {name: np.array(getattr(self, name)) for name in _KINDS},
             partial,
             {
                 "schema": _SCHEMA,
@@ -205,6 +261,9 @@ class Calibration:
                 "digest": self.digest,
                 "origin": self.origin,
                 "measures": self.measures,
+                "segments": json.dumps(self.segments),
+                "labelled": json.dumps(self.labelled),
+                "wrong": json.dumps(self.wrong),
                 "samples": json.dumps(len(self.scores)),
             },
         )
@@ -218,24 +277,33 @@ class Calibration:
             with safe_open(path, framework="numpy") as file:
                 meta = file.metadata() or {}
                 schema = meta.get("schema", "none")
-                if schema not in (_FIRST, _SCHEMA):
+                if schema != _SCHEMA and schema not in _OLDER:
                     raise StateError(f"{path}: schema is {schema}, expected {_SCHEMA}")
                 shape = file.get_slice("scores").get_shape()
                 if len(shape) != 1 or shape[0] > _MAX_SCORES:
                     raise StateError(f"{path}: scores have shape {shape}")
-                scores = file.get_tensor("scores")
-                predicted = np.empty(0, np.int32)
-                if schema == _SCHEMA:
-                    predicted = file.get_tensor("predicted")
+                columns = {name: file.get_tensor(name) for name in _OLDER.get(schema, _KINDS)}
+                segments = json.loads(meta.get("segments", "[]"))
+                labelled, wrong = int(meta.get("labelled", "0")), int(meta.get("wrong", "0"))
         except FileNotFoundError:
             raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise StateError(f"{path}: not a calibration: {error}") from None
-        if scores.dtype != np.float32:
-            raise StateError(f"{path}: scores are {scores.dtype}, expected float32")
-        if predicted.dtype != np.int32:
-            raise StateError(f"{path}: predicted classes are {predicted.dtype}, expected int32")
+        for name, column in columns.items():
+            if column.dtype != _KINDS[name]:
+                raise StateError(f"{path}: {name} are {column.dtype}, expected {_KINDS[name]}")
+        if not (isinstance(segments, list) and all(isinstance(name, str) for name in segments)):
+            raise StateError(f"{path}: segments are no list of names")
         detector, digest, origin, measures = (
             meta.get(key, "") for key in ("detector", "digest", "origin", "measures")
         )
-        return Calibration(detector, digest, scores, predicted, origin, measures)
+        return Calibration(
+            detector,
+            digest,
+            origin=origin,
+            measures=measures,
+            segments=tuple(segments),
+            labelled=labelled,
+            wrong=wrong,
+            **columns,
+        )

@@ -22,6 +22,7 @@ _MAX_ORIGINS: Final = 1024
 """Streams whose last sample is remembered, to pair it with the first of their next batch."""
 _UNITS: Final = np.round(1000.0 * NORMAL_SCORES).astype(np.int64)
 """Normal scores in thousandths: whole numbers, so that sums of them add exactly in any order."""
+_SQUARES: Final = np.round(1000.0 * NORMAL_SCORES**2).astype(np.int64)
 
 Bins = Mapping[str, npt.NDArray[np.int64]]
 
@@ -38,34 +39,48 @@ class Stream:
     jumps: int = 0
     judged: int = 0
     errors: int = 0
+    classes: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    swings: int = 0
 
     @property
     def bound(self) -> int:
         """Keys from here on cannot enter the sample."""
         return 2**64 - 1 if len(self.keys) < SAMPLE_SIZE else int(self.keys[-1])
 
-    def take(self, keys: npt.NDArray[np.uint64], scores: npt.NDArray[np.float32]) -> None:
-        """Keep the scores with the smallest keys."""
+    def take(
+        self,
+        keys: npt.NDArray[np.uint64],
+        scores: npt.NDArray[np.float32],
+        classes: npt.NDArray[np.int32],
+    ) -> None:
+        """Keep the scores with the smallest keys, and their predicted classes."""
         keys = np.concatenate([self.keys, keys])
         scores = np.concatenate([self.sample, scores])
+        classes = np.concatenate([self.classes, classes])
         order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
-        self.keys, self.sample = keys[order], scores[order]
+        self.keys, self.sample, self.classes = keys[order], scores[order], classes[order]
 
     def pair(self, bins: npt.NDArray[np.int64], origin: str, last: dict[str, int]) -> None:
-        """Count neighbours of one origin, over the borders of batches too."""
-        units = _UNITS[bins[bins >= 0]]
-        if not len(units):
+        """Count neighbours of one origin, over the borders of batches too.
+
+        Args:
+            bins: of the samples that have a score, in order.
+            origin: names the source, the segment and the detector.
+            last: bin of the last sample of each origin; kept up to date.
+        """
+        if not len(bins):
             return
         before = last.pop(origin, None)
         if before is not None:
-            self.pairs += 1
-            self.jumps += (int(units[0]) - before) ** 2
-        steps = np.diff(units)
-        self.pairs += len(steps)
-        self.jumps += int(steps @ steps)
+            bins = np.concatenate([[before], bins])
+        units, squares = _UNITS.take(bins), _SQUARES.take(bins)
+        jumps, swings = units[1:] - units[:-1], squares[1:] - squares[:-1]
+        self.pairs += len(jumps)
+        self.jumps += int(jumps @ jumps)
+        self.swings += int(swings @ swings)
         if len(last) >= _MAX_ORIGINS:
             del last[next(iter(last))]
-        last[origin] = int(units[-1])
+        last[origin] = int(bins[-1])
 
 
 @dataclass(slots=True)
@@ -95,7 +110,7 @@ class Cell:
             bins: detector → `Calibration.bins` of its column.
             rows: which rows; None means all.
             origin: names the source and the segment.
-            last: normal score of the last sample of each origin and detector; kept up to date.
+            last: bin of the last sample of each origin and detector; kept up to date.
             judging: detectors whose scores are the probability of a wrong answer.
         """
         if not batch.repeats:
@@ -106,6 +121,9 @@ class Cell:
         # Few rows can still enter the sample once it is full, so the sort below is rare.
         new = len(self.streams) < len(bins)
         candidates = np.flatnonzero(keys < np.uint64(2**64 - 1 if new else self.bound))
+        classes = np.full(len(keys), -1, np.int32)
+        if len(candidates) and len(batch.predicted):
+            classes = batch.predicted if rows is None else batch.predicted[rows]
         for name, column in bins.items():
             stream = self.streams.get(name)
             if stream is None:
@@ -114,7 +132,8 @@ class Cell:
             counted = np.bincount(found + 1, minlength=_BINS + 1)
             stream.invalid += int(counted[0])
             stream.counts += counted[1:]
-            stream.pair(found, f"{origin}\0{name}", last)
+            scored = found[found >= 0] if counted[0] else found
+            stream.pair(scored, f"{origin}\0{name}", last)
             if name in judging:
                 scores = batch.scores[name] if rows is None else batch.scores[name][rows]
                 stream.judged += int(counted[1:].sum())
@@ -124,7 +143,7 @@ class Cell:
                 scores = batch.scores[name]
                 if rows is not None:
                     scores = scores[rows]
-                stream.take(keys[valid], scores[valid])
+                stream.take(keys[valid], scores[valid], classes[valid])
         if len(candidates):
             self.bound = max(stream.bound for stream in self.streams.values())
         if len(batch.predicted) and not batch.repeats:
@@ -148,6 +167,8 @@ class Cell:
                 s.jumps,
                 s.judged,
                 s.errors,
+                s.classes,
+                s.swings,
             )
             for name, s in sorted(self.streams.items())
         }

@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration
-from oodmon.cells import CONTEXTS, Cells
+from oodmon.cells import Cells
+from oodmon.contexts import Context
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
 from oodmon.evidence import evidence, leading
@@ -66,8 +67,8 @@ class Pipeline:
         flag_level: samples with a tail probability of at most this become `Exceedance` facts.
         flag_fdr: where above 0, instead as many as the traffic allows while at most this share of
             them is in-distribution, in expectation.
-        context: "predicted": windows count ranks within the predicted class (`oodmon.cells`), so
-            that another mix of traffic is no change. Flags are among all reference scores.
+        context: windows count ranks within it (`oodmon.cells`), so that another mix of traffic is
+            no change. Flags are among all reference scores.
     """
 
     def __init__(
@@ -80,14 +81,12 @@ class Pipeline:
         rules: Mapping[str, Rule],
         flag_level: float = 0.001,
         flag_fdr: float = 0.0,
-        context: str = "",
+        context: Context = Context(),  # noqa: B008  # frozen
     ) -> None:
         if not 0.0 < flag_level < 1.0:
             raise ContractError(f"flag_level: {flag_level} is not in (0, 1)")
         if not 0.0 <= flag_fdr < 1.0:
             raise ContractError(f"flag_fdr: {flag_fdr} is not in [0, 1)")
-        if context not in CONTEXTS:
-            raise ContractError(f"context: {context!r} is not one of {CONTEXTS}")
         for name, rule in rules.items():
             if rule.drift not in tests:
                 raise ContractError(f"rules.{name}.drift: there is no drift test {rule.drift!r}")
@@ -97,7 +96,7 @@ class Pipeline:
         self.windowing = windows
         self.tests = dict(tests)
         self.context = context
-        ranked = {d: Cells(c) if context else c for d, c in self.calibrations.items()}
+        ranked = {d: Cells(c, context) if context else c for d, c in self.calibrations.items()}
         self._cells = {d: cells for d, cells in ranked.items() if isinstance(cells, Cells)}
         self._references = {d: c.reference(model, version) for d, c in ranked.items()}
         judging = [d for d, c in self.calibrations.items() if c.measures == EXPECTED_ERROR]
@@ -131,6 +130,7 @@ class Pipeline:
                 if name in batch.scores
             },
         )
+        self._tell_strangers(batch)
         step = self.windowing.step
         pane = batch.observed_at - batch.observed_at % step
         if pane + step > self._windows.closed_until:
@@ -179,6 +179,19 @@ class Pipeline:
                 self._told[key] = None
                 self._pending.append(self._notice(batch, key, text))
         return usable
+
+    def _tell_strangers(self, batch: ScoreBatch) -> None:
+        for cells in self._cells.values():
+            for what in cells.strangers(batch):
+                key = f"context/{what}"
+                if key not in self._told and len(self._told) < _MAX_NOTICES:
+                    self._told[key] = None
+                    text = (
+                        f"{what} has too few reference scores to be ranked among: its samples are "
+                        "ranked among those of all rare contexts; run `oodmon fit` on data that "
+                        "has it, or `oodmon accept`"
+                    )
+                    self._pending.append(self._notice(batch, key, text))
 
     def _notice(self, batch: ScoreBatch, key: str, text: str) -> Notice:
         return Notice(self.model, self.version, batch.source, batch.observed_at, key, text)

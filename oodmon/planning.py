@@ -124,7 +124,6 @@ class Plan:
         windows: how event time is cut.
         tests: drift test id → test.
         samples: in a base window.
-        context: as the pipeline's.
         seed: of all draws.
     """
 
@@ -134,14 +133,12 @@ class Plan:
         windows: Windowing,
         tests: Mapping[str, DriftTest[Any]],
         samples: int,
-        context: str = "",
         seed: int = 0,
     ) -> None:
         self.calibrations = dict(calibrations)
         self.windows = windows
         self.tests = dict(tests)
         self.samples = samples
-        self.context = context
         self.seed = seed
         self._base = windows.step / _SECOND
 
@@ -223,9 +220,7 @@ class Plan:
         return span / _SECOND
 
     def _pipeline(self) -> Pipeline:
-        return Pipeline(
-            "plan", "1", self.calibrations, self.windows, self.tests, {}, context=self.context
-        )
+        return Pipeline("plan", "1", self.calibrations, self.windows, self.tests, {})
 
     def _step(self, pipeline: Pipeline, z: F8, at: int) -> list[DriftResult]:
         """One window of samples with these normal scores; the results that were ready then."""

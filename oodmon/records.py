@@ -240,6 +240,9 @@ class Histogram:
             millionths; against the spread it tells how correlated the traffic is.
         judged: samples whose score is the probability of a wrong answer; 0 for other detectors.
         errors: sum of these probabilities, in millionths.
+        classes: int32 (k,) predicted classes that belong to `keys`, -1 where unknown; or empty.
+        swings: as `jumps`, of the squared normal scores: whether neighbours are alike in more than
+            their mean.
 
     The keys make the raw sample a uniform one whatever the order of arrival, and mergeable.
     """
@@ -252,6 +255,8 @@ class Histogram:
     jumps: int = 0
     judged: int = 0
     errors: int = 0
+    classes: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    swings: int = 0
 
     def __post_init__(self) -> None:
         bins = len(BIN_EDGES) - 1
@@ -259,9 +264,11 @@ class Histogram:
             raise ContractError(
                 f"counts: expected int64 ({bins},), found {self.counts.dtype} {self.counts.shape}"
             )
-        if len(self.keys) != len(self.sample) or len(self.keys) > SAMPLE_SIZE:
-            raise ContractError("keys and sample must have one length of at most SAMPLE_SIZE")
-        for name in ("counts", "keys", "sample"):
+        if not len(self.classes) and len(self.keys):
+            object.__setattr__(self, "classes", np.full(len(self.keys), -1, np.int32))
+        if not len(self.keys) == len(self.sample) == len(self.classes) <= SAMPLE_SIZE:
+            raise ContractError("keys, sample and classes must have one length, <= SAMPLE_SIZE")
+        for name in ("counts", "keys", "sample", "classes"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
 
     @staticmethod
@@ -287,6 +294,7 @@ class Histogram:
     def __add__(self, other: Histogram) -> Histogram:
         keys = np.concatenate([self.keys, other.keys])
         sample = np.concatenate([self.sample, other.sample])
+        classes = np.concatenate([self.classes, other.classes])
         order = np.argsort(keys, kind="stable")[:SAMPLE_SIZE]
         return Histogram(
             self.counts + other.counts,
@@ -297,6 +305,8 @@ class Histogram:
             self.jumps + other.jumps,
             self.judged + other.judged,
             self.errors + other.errors,
+            classes[order],
+            self.swings + other.swings,
         )
 
 

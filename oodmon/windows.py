@@ -224,19 +224,20 @@ class Windows:
                     "late": pane.late,
                     "detectors": names,
                     "sums": [
-                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors, len(h.keys)]
+                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors, h.swings, len(h.keys)]
                         for h in (pane.detectors[n] for n in names)
                     ],
                     "predicted": [[label, seen] for label, seen in pane.predicted.items()],
                 }
             )
             histograms += pane.detectors.values()
-        # All in three arrays: of many segments and detectors, names would outweigh numbers.
+        # All in four arrays: of many segments and detectors, names would outweigh numbers.
         none = Histogram.empty()
         arrays = {
             "windows/counts": np.stack([h.counts for h in [*histograms, none]]),
             "windows/keys": np.concatenate([h.keys for h in [*histograms, none]]),
             "windows/sample": np.concatenate([h.sample for h in [*histograms, none]]),
+            "windows/classes": np.concatenate([h.classes for h in [*histograms, none]]),
         }
         return arrays, cells
 
@@ -266,7 +267,9 @@ class Windows:
                     int(invalid),
                     np.array(arrays["windows/keys"][begin:end], np.uint64),
                     np.array(arrays["windows/sample"][begin:end], np.float32),
-                    *(int(value) for value in more),
+                    *(int(value) for value in more[:-1]),
+                    np.array(arrays["windows/classes"][begin:end], np.int32),
+                    int(more[-1]),
                 )
                 place, begin = place + 1, end
             cell.bound = max((s.bound for s in cell.streams.values()), default=cell.bound)

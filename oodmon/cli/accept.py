@@ -16,11 +16,13 @@ from oodmon.cli.options import Duration, config_argument, when
 if TYPE_CHECKING:
     from oodmon.calibration import Calibration
     from oodmon.config.schema import Config
+    from oodmon.contexts import Context
     from oodmon.store.events import Store
 
 __all__ = ["accept"]
 
 _SECOND: Final = 1_000_000_000
+_HOUR: Final = 3600 * _SECOND
 _LEAST: Final = 100
 """Scores that a new reference needs: fewer would hardly tell anything from chance."""
 _PREVIOUS: Final = ".previous"
@@ -45,6 +47,8 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
 
     For a change that is there to stay and is fine. Each detector's calibration is made anew from
     the raw scores that the store keeps of its windows; what the detectors learnt stays as it is.
+    Where CONFIG ranks within a context, hours, segments or classes that had next to no traffic in
+    that time keep the reference that they have.
     The daemon is asked to reload, begins its evidence again, resolves what fires, and tells in a
     notice what was adopted and by whom.
     """
@@ -59,13 +63,10 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
     if undo:
         _undo([calibration_path(folder, name) for name in known])
     else:
-        if half.calibration.context:
-            raise click.ClickException(
-                f"calibration.context is {half.calibration.context}: the stored scores do not know "
-                "their predicted classes; run `oodmon fit` on data of late instead"
-            )
         with opened_store(config) as store:
             made = _made(checked, store, known, last)
+        if half.calibration.ranked_within:
+            _check(made, half.calibration.ranked_within, half.windows.length)
         for calibration in made.values():
             click.echo(f"{calibration.detector}: {calibration.origin}")
         if not yes:
@@ -90,6 +91,8 @@ def _made(
     config: Config, store: Store, known: Mapping[str, Calibration], last: float
 ) -> dict[str, Calibration]:
     """Detector → its calibration from the windows of late."""
+    from oodmon.config.build import daemon_half
+
     newest = store.newest_ns()
     since = newest - round(last * _SECOND)
     firing = [
@@ -109,10 +112,11 @@ def _made(
         if row["window_start_ns"] % (row["window_end_ns"] - row["window_start_ns"]) == 0
     ]
     by = f"{getpass.getuser()} at {when(time.time_ns())}"
-    return {name: _calibration(old, rows, by) for name, old in known.items()}
+    context = daemon_half(config).calibration.ranked_within
+    return {name: _calibration(old, rows, by, context) for name, old in known.items()}
 
 
-def _calibration(old: Calibration, rows: Sequence[Row], by: str) -> Calibration:
+def _calibration(old: Calibration, rows: Sequence[Row], by: str, context: Context) -> Calibration:
     """The scores that all windows kept in the same share, so that busy windows count for more."""
     import dataclasses
 
@@ -124,10 +128,18 @@ def _calibration(old: Calibration, rows: Sequence[Row], by: str) -> Calibration:
     share = min((float(row["raw"]["share"]) for row in mine), default=1.0)
     rng = np.random.default_rng(0)
     columns = [np.empty(0, np.float32)]
+    classes = [np.empty(0, np.int32)]
+    segments: list[str] = []
+    times: list[int] = []
     for row in mine:
         scores = np.frombuffer(base64.b64decode(row["raw"]["scores"]), "<f4")
-        columns.append(scores[rng.random(len(scores)) * float(row["raw"]["share"]) <= share])
-    found = np.concatenate(columns)
+        kept = rng.random(len(scores)) * float(row["raw"]["share"]) <= share
+        columns.append(scores[kept])
+        unknown = np.full(len(scores), -1)
+        classes.append(np.asarray(row["raw"].get("classes", unknown), np.int32)[kept])
+        segments += [row["segment"]] * int(kept.sum())
+        times += [row["window_start_ns"]] * int(kept.sum())
+    found, predicted = np.concatenate(columns), np.concatenate(classes)
     if len(found) < _LEAST:
         raise click.ClickException(
             f"{old.detector}: the windows of that time hold {len(found)} raw scores; at least "
@@ -138,8 +150,80 @@ def _calibration(old: Calibration, rows: Sequence[Row], by: str) -> Calibration:
         f"{len(found)} scores of traffic from {when(first)} to {when(end)} in place of "
         f"{len(old)}, accepted by {by}"
     )
-    fresh = Calibration.from_scores(old.detector, old.digest, found, measures=old.measures)
-    return dataclasses.replace(fresh, origin=origin)
+    fresh = Calibration.from_scores(
+        old.detector,
+        old.digest,
+        found,
+        predicted if (predicted >= 0).any() else None,
+        old.measures,
+        segments,
+        times,
+    )
+    if context:
+        fresh, stays = _merged(fresh, old, context)
+        origin += f"; {stays} scores of contexts that were hardly seen then stay" if stays else ""
+    # What the model gets right was not measured anew.
+    return dataclasses.replace(fresh, origin=origin, labelled=old.labelled, wrong=old.wrong)
+
+
+def _merged(fresh: Calibration, old: Calibration, context: Context) -> tuple[Calibration, int]:
+    """The new scores, and the old ones of contexts that are too rare among the new; how many."""
+    import numpy as np
+
+    from oodmon.calibration import Calibration
+    from oodmon.cells import LEAST, contexts_of
+    from oodmon.errors import ContractError
+
+    try:
+        now, before = contexts_of(fresh, context), contexts_of(old, context)
+    except ContractError:
+        return fresh, 0  # `_check` says what the new one lacks
+    names, seen = np.unique(now, return_counts=True)
+    stays = ~np.isin(before, names[seen >= LEAST])
+    # Where the old ones stay, a handful of new ones would only blur them.
+    comes = ~np.isin(now, np.unique(before[stays]))
+    parts = (fresh, comes), (old, stays)
+    merged = Calibration.from_scores(
+        old.detector,
+        old.digest,
+        np.concatenate([one.scores[rows] for one, rows in parts]),
+        _joined([(one.predicted, rows) for one, rows in parts]),
+        old.measures,
+        _joined([(np.array(one.segments, np.str_)[one.segment], rows) for one, rows in parts]),
+        _joined([(one.times, rows) for one, rows in parts]),
+    )
+    return merged, int(stays.sum())
+
+
+def _joined(columns: Sequence[tuple[Any, Any]]) -> Any:
+    """The chosen rows of all columns; nothing where one of them is not known."""
+    import numpy as np
+
+    known = all(len(column) for column, _ in columns)
+    return (
+        np.concatenate([column[rows] for column, rows in columns]) if known else columns[0][0][:0]
+    )
+
+
+def _check(made: Mapping[str, Calibration], context: Context, window: int) -> None:
+    """Tell what keeps the new reference from being ranked within the context."""
+    from oodmon.cells import Cells
+    from oodmon.errors import ContractError
+
+    if "hour" in context.of and (window > _HOUR or _HOUR % window):
+        raise click.ClickException(
+            f"calibration.context is {context}: windows of {window / _SECOND:g} s do not lie "
+            "within one hour of the day; run `oodmon fit` on data of late instead"
+        )
+    for name, calibration in made.items():
+        try:
+            Cells(calibration, context)
+        except ContractError:
+            raise click.ClickException(
+                f"calibration.context is {context}: the windows of that time do not know the "
+                f"predicted classes of the scores of {name!r}; wait until newer ones do, or run "
+                "`oodmon fit` on data of late"
+            ) from None
 
 
 def _ns(text: str) -> int:

@@ -50,6 +50,7 @@ def plan(
     score; novel samples lie three of them above. Samples are independent, and every detector sees
     the change; correlated traffic takes longer. Calibrations come from `oodmon fit`.
     """
+    from oodmon.cells import Cells
     from oodmon.config import build
     from oodmon.config.parse import load
     from oodmon.planning import Plan, simulate
@@ -64,7 +65,11 @@ def plan(
     tests = build.drift_tests(checked, known)
     span = half.windows.step / 1e9
     samples = window_samples or max(round(rate * span), 1)
-    planned = Plan(known, half.windows, tests, samples, half.calibration.context, seed)
+    context = half.calibration.ranked_within
+    if context:
+        # Within every context the law is the same: evenly among the smallest cell's places.
+        known = {name: Cells(ranked, context).evenly() for name, ranked in known.items()}
+    planned = Plan(known, half.windows, tests, samples, seed)
     quiet: Mapping[str, Any] = {}
     outcomes: Outcomes = []
     for change, found in simulate(planned, seconds=seconds):

@@ -145,6 +145,7 @@ def stored_windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
                     empty.keys,
                     empty.sample,
                     *(row[name] for name in ("pairs", "jumps", "judged", "errors")),
+                    swings=row["swings"],
                 )
                 for row in parts
                 if row["detector"]
@@ -166,7 +167,8 @@ def rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResul
     half = build.daemon_half(config)
     name, version = config.model.name, config.model.version
     known = build.calibrations(config)
-    ranked = {d: Cells(c) if half.calibration.context else c for d, c in known.items()}
+    context = half.calibration.ranked_within
+    ranked = {d: Cells(c, context) if context else c for d, c in known.items()}
     streams = Streams(
         build.drift_tests(config, known),
         {d: ranks.reference(name, version) for d, ranks in ranked.items()},

@@ -186,7 +186,7 @@ def pipeline(config: Config) -> Pipeline:
         half.rules,
         half.flag_level,
         half.flag_fdr,
-        half.calibration.context,
+        half.calibration.ranked_within,
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from oodmon.admission import Admission
+from oodmon.contexts import Context
 from oodmon.errors import ContractError
 from oodmon.labelling import Labelling
 from oodmon.rules import Rule
@@ -134,15 +135,23 @@ class CalibrationSection:
 
     Attributes:
         path: the folder that holds ``<detector>.calibration.safetensors``.
-        context: "predicted" ranks each score within its predicted class.
+        context: what each score is ranked within: `predicted`, `segment`, `hour`, or several.
+        time_zone: whose hours of the day.
     """
 
     path: str
-    context: str = ""
+    context: str | tuple[str, ...] = ()
+    time_zone: str = "UTC"
 
     def __post_init__(self) -> None:
-        if self.context not in ("", "predicted"):
-            raise ContractError(f"context: expected `predicted`, found {self.context!r}")
+        # Looked at here, so that problems are told at their place.
+        object.__setattr__(self, "context", self.ranked_within.of)
+
+    @property
+    def ranked_within(self) -> Context:
+        """The context of the ranks."""
+        names = (self.context,) if isinstance(self.context, str) else self.context
+        return Context(tuple(name for name in names if name), self.time_zone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,7 @@ def _histogram(histogram: Histogram) -> Row:
         "invalid": int(histogram.invalid),
         "pairs": int(histogram.pairs),
         "jumps": int(histogram.jumps),
+        "swings": int(histogram.swings),
         "judged": int(histogram.judged),
         "errors": int(histogram.errors),
         "share_p05": _share(counts, scored, 0.05),
@@ -188,12 +189,19 @@ def _histogram(histogram: Histogram) -> Row:
 
 
 def _raw(histogram: Histogram) -> Mapping[str, Any]:
-    """Some raw scores, drawn evenly by their keys, and which share of all scores they stand for."""
+    """Some raw scores, drawn evenly by their keys, and which share of all scores they stand for.
+
+    Their predicted classes stand beside them where any is known.
+    """
     few = len(histogram.keys) > _RAW_SCORES or len(histogram.keys) == SAMPLE_SIZE
     taken = histogram.sample[:_RAW_SCORES]
     share = (int(histogram.keys[min(_RAW_SCORES, len(histogram.keys) - 1)]) / 2**64) if few else 1.0
     scores = base64.b64encode(taken.astype("<f4").tobytes()).decode()
-    return {"share": share, "scores": scores}
+    raw: dict[str, Any] = {"share": share, "scores": scores}
+    classes = histogram.classes[:_RAW_SCORES]
+    if (classes >= 0).any():
+        raw["classes"] = classes.tolist()
+    return raw
 
 
 def _share(counts: npt.NDArray[np.int64], scored: int, level: float) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import re
 import threading
 from pathlib import Path
 
@@ -117,6 +118,79 @@ def test_what_is_accepted_is_no_change_and_its_opposite_is_one(config: Path) -> 
     assert [alert.status for alert in alerts(facts)] == ["firing"]
 
 
+DAY = 86_400
+LEVEL = 6.0
+"""How far the two contexts lie apart: were they mixed up, every rank would be another."""
+
+
+def _in_contexts(pipeline: Pipeline, begin: int, shift: float) -> list[Fact]:
+    """A minute of batches and one an hour later, of two classes and segments; the second is moved.
+
+    Which is the second: class 1, segment b, or the later hour.
+    """
+    facts: list[Fact] = []
+    for hour in (0, 1):
+        for at in range(60):
+            rng = np.random.default_rng([3, hour, at])
+            second = rng.random(40) < 0.5
+            place = np.full(40, hour == 1) if pipeline.context.of == ("hour",) else second
+            scores = rng.normal(size=40) + (LEVEL + shift) * place
+            facts += pipeline.step(
+                batch(
+                    scores,
+                    begin + 3600.0 * hour + at,
+                    begin + 1000 * hour + at,
+                    predicted=second.astype(np.int32),
+                    segment=second.astype(np.int32),
+                    segments=("a", "b"),
+                )
+            )
+    return facts
+
+
+@pytest.mark.parametrize("context", ["predicted", "segment", "hour"])
+def test_within_a_context_what_is_accepted_is_no_change(config: Path, context: str) -> None:
+    rng = np.random.default_rng(4)
+    second = rng.random(4000) < 0.5
+    held_out = rng.normal(size=4000) + LEVEL * second
+    # A third context has no traffic of late.
+    third = np.arange(4000) < 200
+    Calibration.from_scores(
+        "msp",
+        "digest-msp",
+        np.where(third, 50.0 + held_out, held_out),
+        np.where(third, 2, second).astype(np.int32),
+        segments=np.where(third, "c", np.where(second, "b", "a")),
+        times=EPOCH + 3600 * SECOND * np.where(third, 5, second),
+    ).save(_file(config))
+    text = config.read_text()
+    config.write_text(text.replace("{path: states/}", f"{{path: states/, context: {context}}}"))
+    assert not alerts(_in_contexts(build.pipeline(load(config, "daemon")), 0, 0.0))
+    pipeline = build.pipeline(load(config, "daemon"))
+    facts = _in_contexts(pipeline, 0, 1.5)
+    assert [alert.status for alert in alerts(facts)] == ["firing"]
+    store = build.store(load(config, "daemon"))
+    store.open()
+    store.load()
+    store.prune(2**62)
+    store.append(facts, state=pipeline.freeze(), positions={}, outbox=[], agents=[])
+    store.close()
+    done = _accept(config, "--yes", "--last", "2h")
+    assert done.exit_code == 0, done.output
+    # The first hour was over when the change began: it keeps its reference as well.
+    stay = 200 + (1900 if context == "hour" else 0)
+    told = re.search(r"; (\d+) scores of contexts that were hardly seen then stay", done.output)
+    assert told
+    assert int(told[1]) == pytest.approx(stay, rel=0.05)
+    fresh = Calibration.load(_file(config))
+    assert np.count_nonzero(fresh.scores > 40.0) == 200
+    restarted = _restarted(config)
+    again = _in_contexts(restarted, DAY, 1.5)
+    assert [alert.status for alert in alerts(again)] == ["resolved"]
+    back = _in_contexts(restarted, 2 * DAY, 0.0)
+    assert "firing" in [alert.status for alert in alerts(back)]
+
+
 def test_undo_brings_the_old_reference_back(config: Path) -> None:
     before = Calibration.load(_file(config))
     assert _accept(config, "--yes").exit_code == 0
@@ -133,9 +207,16 @@ def test_nothing_changes_without_a_yes_or_with_too_little(config: Path) -> None:
     short = _accept(config, "--yes", "--last", "1s")
     assert short.exit_code == 1
     assert "at least 100 are needed" in short.output
+    # The stored scores know no predicted classes: none came with them.
     text = config.read_text()
     config.write_text(text.replace("{path: states/}", "{path: states/, context: predicted}"))
-    assert "oodmon fit" in _accept(config, "--yes").output
+    refused = _accept(config, "--yes")
+    assert refused.exit_code == 1
+    assert "predicted classes" in refused.output
+    # Two hours in one window: nobody knows which of them a score is of.
+    hours = text.replace("{path: states/}", "{path: states/, context: hour}")
+    config.write_text(hours.replace("length_seconds: 1,", "length_seconds: 7200,"))
+    assert "within one hour" in _accept(config, "--yes", "--last", "2h").output
     assert _file(config).read_bytes() == before
 
 
