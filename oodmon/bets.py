@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
 from oodmon.errors import ContractError
+from oodmon.neighbours import Alike
 from oodmon.records import BIN_EDGES
 
 __all__ = ["F8", "LEAST_VARIANCE", "Bets", "bets"]
@@ -147,6 +148,7 @@ class Bets:
         q: (64,) the bins' probabilities.
         n: calibration scores.
         variance: of the normal scores under q.
+        of_squares: variance of their squares under q.
         least_shift, least_share: the least shift of all samples, in σ of the normal score, and
             the least share of novel samples that can be found; 0 where none can.
     """
@@ -159,14 +161,25 @@ class Bets:
     q: F8
     n: int
     variance: float
+    of_squares: float
     least_shift: float
     least_share: float
 
-    def worth(self, autocorrelation: F8) -> F8:
-        """(…, J) how many samples count as one, for correlations (…)."""
-        rows = np.rint(autocorrelation / _STEP).astype(np.intp)
-        found: F8 = self.worths.take(np.minimum(rows, len(self.worths) - 1), 0)
-        return found
+    def worth(self, alike: Alike) -> F8:
+        """(…, J) how many samples count as one, for neighbours as much alike (…).
+
+        Where they are alike in everything that a sample is, each bet's logs are correlated by φ^l
+        at lag l, and their sum's variance grows by (1 + φ) / (1 - φ) whatever the bet. Of a
+        mixture, (1 + φ_h) / (1 - φ_h) being convex, the share of each is at least enough.
+        """
+        rows = np.rint(alike.correlation / _STEP).astype(np.intp)
+        gaussian: F8 = self.worths.take(np.minimum(rows, len(self.worths) - 1), 0)
+        sticky = np.asarray(alike.sticky)[..., None]
+        if not sticky.any():
+            return gaussian
+        lasting = np.asarray(alike.lasting)[..., None]
+        mixed: F8 = (1.0 - sticky) * gaussian + sticky * (1.0 + lasting) / (1.0 - lasting)
+        return mixed
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -234,6 +247,7 @@ def bets(
         q,
         n,
         max(variance, LEAST_VARIANCE),
+        max(float(q @ NORMAL_SCORES**4 - (q @ NORMAL_SCORES**2) ** 2), LEAST_VARIANCE),
         min(shifts, default=0.0),
         min(shares, default=0.0),
     )

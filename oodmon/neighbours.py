@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
 
-__all__ = ["Neighbours"]
+__all__ = ["Alike", "Neighbours"]
 
 F8 = npt.NDArray[np.float64]
 I8 = npt.NDArray[np.int64]
@@ -29,25 +29,44 @@ _REFERENCE: Final = 64.0
 _MOST: Final = 0.98
 _LEAST_VARIANCE: Final = 0.01
 _MILLIONTHS: Final = 1e6
-_POWERS: Final = np.stack([np.ones_like(NORMAL_SCORES), NORMAL_SCORES, NORMAL_SCORES**2], axis=1)
+_POWERS: Final = np.stack([NORMAL_SCORES**power for power in (0, 1, 2, 4)], axis=1)
+
+
+class Alike(NamedTuple):
+    """How alike neighbouring samples are taken to be; numbers, or arrays of one shape.
+
+    Attributes:
+        correlation: lag-one autocorrelation φ of the normal scores.
+        sticky: share of the likeness that does not lie in the mean alone, [0, 1]: 0 where the
+            scores are as of a Gaussian AR(1), 1 where a sample repeats the one before it.
+        lasting: correlation of what is sticky.
+    """
+
+    correlation: F8
+    sticky: F8
+    lasting: F8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Neighbours:
-    """Pairs of neighbouring samples, and the sum of the squared jumps between them.
+    """Pairs of neighbouring samples, and the sums of the squared jumps between them.
 
-    Of the normal scores; both as `records.Histogram` counts them, older ones with less weight.
-    Numbers for one stream, or arrays of one shape for many; so is all that is given and returned.
+    Of the normal scores, and of their squares (`swings`); all as `records.Histogram` counts them,
+    older ones with less weight. Numbers for one stream, or arrays of one shape for many; so is all
+    that is given and returned.
     """
 
     pairs: F8 | float = 0.0
     jumps: F8 | float = 0.0
+    swings: F8 | float = 0.0
 
-    def met(self, pairs: I8 | int, jumps: I8 | int) -> Neighbours:
+    def met(self, pairs: I8 | int, jumps: I8 | int, swings: I8 | int = 0) -> Neighbours:
         """With those of one more window."""
         weight = np.where(np.asarray(self.pairs) > _MEMORY, 0.5, 1.0)
         return Neighbours(
-            weight * self.pairs + pairs, weight * self.jumps + np.asarray(jumps) / _MILLIONTHS
+            weight * self.pairs + pairs,
+            weight * self.jumps + np.asarray(jumps) / _MILLIONTHS,
+            weight * self.swings + np.asarray(swings) / _MILLIONTHS,
         )
 
     def autocorrelation(self, seen: I8, variance: float) -> F8:
@@ -60,22 +79,61 @@ class Neighbours:
             seen: (…, 64) counts of the traffic, which tell the scores' variance.
             variance: of the reference's, in its place while little has been seen.
         """
-        sums = seen @ _POWERS
-        total = sums[..., 0]
-        some = np.maximum(total, 1.0)
-        mean = sums[..., 1] / some
-        # Of values up to 5, so that the difference of the squares is exact enough.
-        own = np.maximum(sums[..., 2] / some - mean**2, _LEAST_VARIANCE)
-        spread = (_REFERENCE * variance + total * own) / (_REFERENCE + total)
-        found = 1.0 - self.jumps / np.maximum(self.pairs, 1e-9) / (2.0 * spread)
-        return np.where(np.asarray(self.pairs) > 0.0, np.minimum(np.maximum(found, 0.0), 1.0), 0.0)
+        return self._ratio(self.jumps, _spread(seen @ _POWERS, variance))
 
     def believed(self, seen: I8, variance: float) -> F8:
         """φ as it is reckoned with: one standard error higher, or 0 where it is not significant."""
+        found, error = self._trusted(self.autocorrelation(seen, variance), _PRIOR)
+        return _significant(found, error, found + error)
+
+    def alike(self, seen: I8, variance: float, of_squares: float) -> Alike:
+        """`believed`, and what the squares of the normal scores say beside it.
+
+        In Gaussian AR(1) traffic squares are correlated by φ². Where they are more alike, as where
+        requests are repeated, or where quiet and restless hours take turns, every statistic of a
+        sample lasts as long, and not its mean alone.
+
+        Args:
+            seen, variance: as for `autocorrelation`.
+            of_squares: variance of the squared normal scores of the reference.
+        """
+        sums = seen @ _POWERS
+        found, error = self._trusted(self._ratio(self.jumps, _spread(sums, variance)), _PRIOR)
+        correlation = _significant(found, error, found + error)
+        some = np.maximum(sums[..., 0], 1.0)
+        own = np.maximum(sums[..., 3] / some - (sums[..., 2] / some) ** 2, _LEAST_VARIANCE)
+        ratio = self._ratio(self.swings, _mixed(sums[..., 0], own, of_squares))
+        squares, _ = self._trusted(ratio, _PRIOR**2)
+        gaussian = correlation**2
+        more = (_significant(squares, error, squares) > gaussian) & (np.asarray(self.swings) > 0.0)
+        lasting = np.maximum(correlation, np.minimum(squares + error, _MOST) * more)
+        sticky = (squares - gaussian) / np.maximum(lasting - gaussian, _LEAST_VARIANCE)
+        return Alike(correlation, np.minimum(sticky, 1.0) * more, lasting)
+
+    def _ratio(self, jumps: F8 | float, spread: F8) -> F8:
+        found = 1.0 - jumps / np.maximum(self.pairs, 1e-9) / (2.0 * spread)
+        return np.where(np.asarray(self.pairs) > 0.0, np.minimum(np.maximum(found, 0.0), 1.0), 0.0)
+
+    def _trusted(self, found: F8, prior: float) -> tuple[F8, F8]:
+        """With what is assumed before anything was seen; and the standard error, 0 if so."""
         pairs = np.asarray(self.pairs, np.float64)
         trusted = pairs + _PRIOR_PAIRS
-        found = self.autocorrelation(seen, variance) * pairs + _PRIOR * _PRIOR_PAIRS
-        found /= trusted
-        error = 1.0 / np.sqrt(trusted)
-        significant = (found > _SIGNIFICANT * error) & (pairs > 0.0)
-        return np.minimum(found + error, _MOST) * significant
+        mixed = (found * pairs + prior * _PRIOR_PAIRS) / trusted
+        return mixed * (pairs > 0.0), 1.0 / np.sqrt(trusted)
+
+
+def _significant(found: F8, error: F8, value: F8) -> F8:
+    return np.minimum(value, _MOST) * (found > _SIGNIFICANT * error)
+
+
+def _spread(sums: F8, variance: float) -> F8:
+    """Of the normal scores, by the sums of their powers."""
+    some = np.maximum(sums[..., 0], 1.0)
+    # Of values up to 5, so that the difference of the squares is exact enough.
+    own = np.maximum(sums[..., 2] / some - (sums[..., 1] / some) ** 2, _LEAST_VARIANCE)
+    return _mixed(sums[..., 0], own, variance)
+
+
+def _mixed(total: F8, own: F8, reference: float) -> F8:
+    found: F8 = (_REFERENCE * reference + total * own) / (_REFERENCE + total)
+    return found

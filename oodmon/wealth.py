@@ -84,14 +84,16 @@ class Wealth:
             Neighbours(
                 np.array([state.neighbours.pairs for state in states], np.float64),
                 np.array([state.neighbours.jumps for state in states], np.float64),
+                np.array([state.neighbours.swings for state in states], np.float64),
             ),
         )
 
     def split(self) -> list[Wealth]:
         """The streams one by one; each row is copied, so that none keeps the others in memory."""
-        pairs, jumps = (
+        near = self.neighbours
+        pairs, jumps, swings = (
             np.asarray(value, np.float64).reshape(-1).tolist()
-            for value in (self.neighbours.pairs, self.neighbours.jumps)
+            for value in (near.pairs, near.jumps, near.swings)
         )
         if len(self.log_m) == 1:
             return [
@@ -102,7 +104,7 @@ class Wealth:
                     self.starts[0],
                     self.seen[0],
                     self.recent[0],
-                    Neighbours(pairs[0], jumps[0]),
+                    Neighbours(pairs[0], jumps[0], swings[0]),
                 )
             ]
         return [
@@ -113,7 +115,7 @@ class Wealth:
                 self.starts[row].copy(),
                 self.seen[row].copy(),
                 self.recent[row].copy(),
-                Neighbours(pairs[row], jumps[row]),
+                Neighbours(pairs[row], jumps[row], swings[row]),
             )
             for row in range(len(self.log_m))
         ]
@@ -166,6 +168,7 @@ class Wealth:
         neighbours = self.neighbours.met(
             np.array([each.pairs for each in histograms]),
             np.array([each.jumps for each in histograms]),
+            np.array([each.swings for each in histograms]),
         )
         log_l = np.empty(self.log_m.shape)
         cut = table.sequential
@@ -176,7 +179,7 @@ class Wealth:
             log_l[:, :cut] = ranked(counts, table.places + self.seen, seeds) @ (
                 table.log_bets[:cut].T
             )
-        log_l /= table.worth(neighbours.believed(self.seen, table.variance))
+        log_l /= table.worth(neighbours.alike(self.seen, table.variance, table.of_squares))
         grown = log_l + np.maximum(self.log_m, 0.0) + np.log(1.0 + np.exp(-np.abs(self.log_m)))
         evidence = _log_sum(grown + table.log_weights)[:, None]
         begins = (self.gains + table.log_weights).max(1, keepdims=True) > 0.0

@@ -260,16 +260,20 @@ class Windows:
             ):
                 raise ContractError(f"windows state: cell {index} is malformed")
             cell.predicted = dense([(int(label), int(seen)) for label, seen in predicted])
-            for name, (invalid, *more, kept) in zip(names, sums, strict=True):
-                end = begin + int(kept)
+            for name, row_sums in zip(names, sums, strict=True):
+                invalid, pairs, jumps, judged, errors, swings, kept = map(int, row_sums)
+                end = begin + kept
                 cell.streams[str(name)] = Stream(
                     np.array(arrays["windows/counts"][place], np.int64),
-                    int(invalid),
+                    invalid,
                     np.array(arrays["windows/keys"][begin:end], np.uint64),
                     np.array(arrays["windows/sample"][begin:end], np.float32),
-                    *(int(value) for value in more[:-1]),
+                    pairs,
+                    jumps,
+                    judged,
+                    errors,
                     np.array(arrays["windows/classes"][begin:end], np.int32),
-                    int(more[-1]),
+                    swings,
                 )
                 place, begin = place + 1, end
             cell.bound = max((s.bound for s in cell.streams.values()), default=cell.bound)

@@ -307,13 +307,14 @@ class Budget(DriftTest[Wealth]):
 
     def freeze(self, state: Wealth) -> Arrays:
         """Three numbers a bet and two histograms: some 2 kB."""
+        near = state.neighbours
         return {
             "log_m": state.log_m,
             "gains": state.gains,
             "starts": state.starts,
             "seen": _short(state.seen),
             "recent": _short(state.recent),
-            "neighbours": np.array([state.neighbours.pairs, state.neighbours.jumps]),
+            "neighbours": np.array([near.pairs, near.jumps, near.swings]),
         }
 
     def thaw(self, reference: Window, arrays: Arrays) -> Wealth:

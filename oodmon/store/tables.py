@@ -96,6 +96,7 @@ windows: Final = Table(
     _count("late"),
     _count("pairs"),
     _count("jumps"),
+    _count("swings"),
     _count("judged"),
     _count("errors"),
     _number("share_p05"),

@@ -9,6 +9,7 @@ import pytest
 
 from oodmon.bets import bets
 from oodmon.errors import ContractError
+from oodmon.neighbours import Alike
 from oodmon.records import BIN_EDGES
 
 BINS = len(BIN_EDGES) - 1
@@ -60,7 +61,7 @@ def test_what_correlated_samples_are_worth_is_what_a_simulation_shows() -> None:
             z.append(phi * z[-1] + np.sqrt(1 - phi**2) * row)
         edges = np.array([NormalDist().inv_cdf(1 - edge) for edge in BIN_EDGES[1:-1]])
         bins = BINS - 1 - np.searchsorted(edges[::-1], np.array(z), side="left")
-        worth = found.worth(np.array(phi))
+        worth = found.worth(Alike(np.array(phi), np.zeros(()), np.array(phi)))
         for log_bet, expected in zip(found.log_bets, worth, strict=True):
             values = log_bet[bins]
             ratio = values.sum(0).var() / (rows * values.var())
@@ -69,7 +70,12 @@ def test_what_correlated_samples_are_worth_is_what_a_simulation_shows() -> None:
         assert worth.max() == pytest.approx((1 + phi) / (1 - phi), rel=0.05)
         assert worth.min() >= 1.0
         assert np.sort(worth)[5] < (1 + phi**2) / (1 - phi**2) * 1.2
-    assert found.worth(np.zeros(())) == pytest.approx(1.0)
+    none = np.zeros(())
+    assert found.worth(Alike(none, none, none)) == pytest.approx(1.0)
+    # Where samples repeat the one before them, every bet pays as a shift does.
+    repeated = Alike(np.full(2, 0.5), np.array([1.0, 0.0]), np.full(2, 0.5))
+    assert found.worth(repeated)[0] == pytest.approx(3.0)
+    assert found.worth(repeated)[1].min() < 1.5
 
 
 def test_weights_sum_to_one_and_frozen_bets_have_the_smaller_part() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oodmon.calibration import NORMAL_SCORES
-from oodmon.neighbours import Neighbours
+from oodmon.neighbours import Alike, Neighbours
 
 NONE = np.zeros(64, np.int64)
 
@@ -44,3 +44,34 @@ def test_old_pairs_count_less() -> None:
         found = found.met(2**21, 2 * 10**6 * 2**21)
     assert found.autocorrelation(NONE, 1.0) < 0.01
     assert found.pairs < 2**23
+
+
+def test_squares_tell_whether_neighbours_are_alike_in_more_than_their_mean() -> None:
+    phi, pairs, of_squares = 0.6, 4000, 2.0
+
+    def met(squares: float) -> Alike:
+        jumps = round(1e6 * pairs * 2 * (1 - phi))
+        swings = round(1e6 * pairs * 2 * of_squares * (1 - squares))
+        return Neighbours().met(pairs, jumps, swings).alike(NONE, 1.0, of_squares)
+
+    gaussian, repeated, between = met(phi**2), met(phi), met((phi + phi**2) / 2)
+    assert gaussian.correlation == pytest.approx(phi, abs=0.02)
+    assert gaussian.sticky == 0.0
+    assert repeated.sticky > 0.85
+    assert repeated.lasting >= repeated.correlation
+    assert 0.3 < between.sticky < 0.6
+    # Restless and quiet hours: the mean of neighbours is not alike, their spread is.
+    restless = Neighbours().met(pairs, round(2e6 * pairs), round(4e6 * pairs * 0.7))
+    found = restless.alike(NONE, 1.0, of_squares)
+    assert found.correlation == 0.0
+    assert found.sticky > 0.9
+    assert found.lasting == pytest.approx(0.3, abs=0.05)
+    # Nothing seen, or nothing significant: nothing believed.
+    for none in (Neighbours(), Neighbours().met(1000, 2_000_000_000, 3_900_000_000)):
+        alike = none.alike(NONE, 1.0, of_squares)
+        assert [float(value) for value in alike] == [0.0, 0.0, 0.0]
+
+
+def test_the_swings_of_old_pairs_count_less() -> None:
+    found = Neighbours().met(2**21, 0, 10**12).met(1, 0, 0)
+    assert found.swings == pytest.approx(5e5)

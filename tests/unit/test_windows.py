@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from oodmon.calibration import NORMAL_SCORES
 from oodmon.errors import ContractError
 from oodmon.records import SAMPLE_SIZE, Histogram, ScoreBatch, Window
 from oodmon.windows import OTHER, Closed, Windowing, Windows
@@ -83,6 +84,23 @@ def test_segments_classes_and_invalid_scores_are_counted_apart() -> None:
     assert (us.samples, us.histogram("msp").invalid, us.histogram("msp").scored) == (3, 1, 2)
     assert us.predicted == {1: 2}
     assert not np.isnan(us.histogram("msp").sample).any(), "NaN never gets past the windows"
+
+
+def test_neighbours_are_paired_over_batches_and_not_over_invalid_scores_or_sources() -> None:
+    windows = _windows()
+    known = calibration()
+    values = np.linspace(-2.0, 2.0, 9).astype(np.float32)
+    values[4] = np.nan
+    first, second = batch(values[:5], 0, 0), batch(values[5:], 1, 1)
+    name = next(iter(first.scores))
+    closed = _add(windows, first, second, batch([], 99, 2))
+    histogram = closed[0].window.histogram(name)
+    z = NORMAL_SCORES[known.bins(values[~np.isnan(values)])]
+    assert histogram.pairs == 7
+    assert histogram.jumps == pytest.approx(1e6 * (np.diff(z) ** 2).sum(), rel=0.01)
+    assert histogram.swings == pytest.approx(1e6 * (np.diff(z**2) ** 2).sum(), rel=0.01)
+    both = histogram + histogram
+    assert (both.pairs, both.swings) == (14, 2 * histogram.swings)
 
 
 def test_segments_are_bounded() -> None:

@@ -16,7 +16,7 @@ depends_on = None
 _COUNTS = {
     "windows": (
         *("samples", "scored", "invalid", "dropped", "late"),
-        *("pairs", "jumps", "judged", "errors"),
+        *("pairs", "jumps", "swings", "judged", "errors"),
     ),
     "agents": ("sequence", "observed_at_ns", "samples", "dropped", "lost"),
 }
