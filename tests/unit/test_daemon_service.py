@@ -32,7 +32,7 @@ from oodmon.store.tables import leases
 from oodmon.triggers.guard import Guard
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, calibration, stream
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 FAST = Pace(
     poll_seconds=0.02,
@@ -41,7 +41,7 @@ FAST = Pace(
     sample_seconds=0.05,
     retry_seconds=0.01,
     max_retry_seconds=0.05,
-    grace_seconds=5.0,
+    grace_seconds=PATIENCE_SECONDS / 2,
 )
 MODEL = {"model": "m", "model_version": "1"}
 
@@ -132,7 +132,7 @@ def running(service: Service) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
-        thread.join(20)
+        thread.join(PATIENCE_SECONDS)
         assert not thread.is_alive()
 
 
@@ -442,7 +442,7 @@ def test_reload_swaps_what_changed_and_keeps_the_evidence(tmp_path: Path) -> Non
     with running(service):
         put(tmp_path / "spool", list(stream(100)))
         eventually(lambda: taken(service) == 100)
-        assert service.reload(10.0) is None
+        assert service.reload(PATIENCE_SECONDS) is None
         assert gone.log[-1:] == ["close"]
         shifted = list(stream(200, shift_at=100))[100:]
         put(tmp_path / "spool", shifted, source="later")
@@ -475,7 +475,7 @@ def test_a_reload_that_fails_changes_nothing_and_is_told(
     service = make(tmp_path, {"sinks.box": box}, rebuild=again if rebuild else None)
     with running(service):
         eventually(lambda: service.readiness().ready)
-        assert why in (service.reload(10.0) or "")
+        assert why in (service.reload(PATIENCE_SECONDS) or "")
         put(tmp_path / "spool", list(stream(10)))
         eventually(lambda: taken(service) == 10)
         if rebuild is not None:
@@ -519,11 +519,11 @@ def test_waiting_for_a_reload_ends_with_the_daemon_or_the_timeout() -> None:
     asked.open()
     assert asked.reload(0.01) == "the reload did not end within 0.01 s"
     outcome: list[str | None] = []
-    waiting = threading.Thread(target=lambda: outcome.append(asked.reload(10.0)))
+    waiting = threading.Thread(target=lambda: outcome.append(asked.reload(PATIENCE_SECONDS)))
     waiting.start()
     time.sleep(0.05)
     asked.close()
-    waiting.join(5)
+    waiting.join(PATIENCE_SECONDS)
     assert outcome == ["the daemon is stopping"]
     assert asked.reload() == "the daemon is stopping"
 

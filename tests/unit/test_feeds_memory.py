@@ -10,6 +10,7 @@ import pytest
 from oodmon.errors import ContractError, FeedError
 from oodmon.feeds.memory import Memory
 from tests.unit.spool_process import batch
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_room_comes_back_when_settled_and_not_before() -> None:
@@ -52,8 +53,8 @@ def test_a_put_wakes_the_reader() -> None:
     timer = threading.Timer(0.05, writer.put, [batch("a", 0)])
     timer.start()
     begun = time.monotonic()
-    assert len(reader.poll(1, 20)) == 1
-    assert time.monotonic() - begun < 5
+    assert len(reader.poll(1, PATIENCE_SECONDS)) == 1
+    assert time.monotonic() - begun < PATIENCE_SECONDS / 2
     timer.join()
 
 
@@ -62,8 +63,8 @@ def test_close_from_another_thread_ends_a_poll() -> None:
     timer = threading.Timer(0.05, reader.close)
     timer.start()
     begun = time.monotonic()
-    assert not reader.poll(1, 20)
-    assert time.monotonic() - begun < 5
+    assert not reader.poll(1, PATIENCE_SECONDS)
+    assert time.monotonic() - begun < PATIENCE_SECONDS / 2
     timer.join()
     with pytest.raises(FeedError, match="closed"):
         reader.poll(1, 0)

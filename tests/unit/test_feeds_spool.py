@@ -28,6 +28,7 @@ from oodmon.feeds.segments import (
 from oodmon.feeds.spool import Spool, SpoolReader
 from oodmon.wire import encode_batch
 from tests.unit.spool_process import batch
+from tests.waiting import PATIENCE_SECONDS
 
 SMALL = {"max_bytes": 1 << 20, "segment_bytes": 1 << 13}
 
@@ -46,7 +47,7 @@ def start(path: str, **options: object) -> subprocess.Popen[str]:
 
 def run(path: str, **options: object) -> list[str]:
     process = start(path, **options)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0
     return out.splitlines()
 
@@ -87,7 +88,7 @@ def test_a_killed_writer_loses_nothing_that_it_accepted(path: str, seed: int) ->
     process.kill()
     rest = process.stdout.read()
     process.stdout.close()
-    assert process.wait(60) < 0
+    assert process.wait(PATIENCE_SECONDS) < 0
     lines += rest.splitlines(keepends=True)
     told = [int(line) for line in lines if line.endswith("\n")]
     assert told == list(range(len(told)))
@@ -317,7 +318,7 @@ def test_a_full_spool_sheds_and_recovers(path: str) -> None:
     assert reader.backlog_bytes() == 0
     time.sleep(0.11)
     assert writer.put(batch("agent", 201))
-    assert sequences(reader.poll(5, 1)) == [201]
+    assert sequences(reader.poll(5, PATIENCE_SECONDS)) == [201]
     writer.close()
     reader.close()
 
@@ -364,13 +365,15 @@ def test_a_forked_child_does_not_write(path: str, reader: SpoolReader) -> None:
 def test_a_process_that_is_being_started_holds_no_lock(path: str) -> None:
     """Between fork and exec a child shares every open file, and with it every flock."""
     writer, reader = Spool(path).writer("agent"), Spool(path).reader()
+    told, tell = os.pipe()
     child = os.fork()
     if child == 0:
         reader.close()  # of the child's own: must not let a second reader in
-        time.sleep(30)
+        os.write(tell, b"closed")
+        signal.pause()
         os._exit(0)
     try:
-        time.sleep(0.1)
+        assert os.read(told, 6) == b"closed"
         with pytest.raises(FeedError, match="already read"):
             Spool(path).reader()
         reader.close()
@@ -382,6 +385,8 @@ def test_a_process_that_is_being_started_holds_no_lock(path: str) -> None:
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(told)
+        os.close(tell)
 
 
 def test_a_fixed_spool_replays_in_one_order_whatever_the_kills(path: str) -> None:
@@ -448,11 +453,11 @@ def test_new_writers_are_found_while_polling(path: str, reader: SpoolReader) -> 
 
     thread = threading.Thread(target=late)
     thread.start()
-    found = reader.poll(5, 5)
+    found = reader.poll(5, PATIENCE_SECONDS)
     delay = time.monotonic() - begun[0]
     thread.join()
     assert sequences(found) == [0]
-    assert delay < 0.5
+    assert delay < PATIENCE_SECONDS / 2, "only the end of the poll found it"
 
 
 def test_close_from_another_thread_ends_a_poll(path: str) -> None:
@@ -460,8 +465,8 @@ def test_close_from_another_thread_ends_a_poll(path: str) -> None:
     timer = threading.Timer(0.1, reader.close)
     timer.start()
     begun = time.monotonic()
-    assert not reader.poll(5, 30)
-    assert time.monotonic() - begun < 5
+    assert not reader.poll(5, PATIENCE_SECONDS)
+    assert time.monotonic() - begun < PATIENCE_SECONDS / 2
     timer.join()
     with pytest.raises(FeedError, match="closed"):
         reader.poll(5, 0)

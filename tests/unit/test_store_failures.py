@@ -18,6 +18,7 @@ from oodmon.store.events import Store
 from tests.servers.postgres import PostgresServer
 from tests.unit import store_facts as made
 from tests.unit.store_killed import append, state_of
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ def committed(url: str, rows: int) -> int:
 def test_killed_at_a_statement(number: int, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'oodmon.db'}"
     process = child(url, 50, number)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == -signal.SIGKILL
     assert told.split() == ["0", "1"]
     assert committed(url, 50) == 1
@@ -66,7 +67,7 @@ def test_nine_statements_make_an_append(tmp_path: Path) -> None:
     """The test above kills at every kind of place only as long as this holds."""
     url = f"sqlite:///{tmp_path / 'oodmon.db'}"
     process = child(url, 50, 10)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert told.split() == ["0", "1", "2"]
     assert committed(url, 50) == 2
 
@@ -86,7 +87,7 @@ def test_killed_at_random_moments(store_url: str) -> None:
         os.kill(process.pid, signal.SIGKILL)
         told = [int(first), *map(int, process.stdout.read().split())]
         process.stdout.close()
-        process.wait(10)
+        process.wait(PATIENCE_SECONDS)
         last = committed(store_url, rows)
         assert last - told[-1] in (0, 1)
 

@@ -20,6 +20,7 @@ from oodmon.secret import Secret
 from oodmon.store import schema, tables
 from oodmon.store.database import Database
 from oodmon.store.events import Store
+from tests.waiting import PATIENCE_SECONDS
 
 
 def test_migrations_make_exactly_the_tables(store_url: str) -> None:
@@ -116,7 +117,7 @@ def test_several_open_a_new_database_at_once(store_url: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE_SECONDS)
     assert failures == []
 
 
@@ -166,7 +167,7 @@ def test_memory_works_for_tests() -> None:
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(len(store.positions())))
     thread.start()
-    thread.join(10)
+    thread.join(PATIENCE_SECONDS)
     assert seen == [1]
     store.close()
 
