@@ -35,6 +35,7 @@ class Answer:
         body: of the answer.
         delay_seconds: before anything is sent.
         drip_seconds: send the status line one byte at a time with this pause.
+        reason: of the status line, where it drips.
         cut: close the connection without an answer, having read the request.
     """
 
@@ -43,6 +44,7 @@ class Answer:
     body: bytes = b"{}"
     delay_seconds: float = 0.0
     drip_seconds: float = 0.0
+    reason: str = "slow"
     cut: bool = False
 
 
@@ -107,7 +109,7 @@ def _handler(owner: HttpServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
                 return
             if answer.drip_seconds:
-                for byte in f"HTTP/1.1 {answer.status} slow\r\n".encode():
+                for byte in f"HTTP/1.1 {answer.status} {answer.reason}\r\n".encode():
                     self.wfile.write(bytes([byte]))
                     self.wfile.flush()
                     owner.pause(answer.drip_seconds)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_SECONDS
+
 _BROKER, _DOOR = "127.0.0.1", "127.0.0.3"
 _PRODUCE, _HANDSHAKE, _AUTHENTICATE, _VERSIONS = 0, 17, 36, 18
 _FAILED = 58
@@ -107,7 +109,7 @@ class Door:
             with suppress(OSError):
                 one.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(5)
+            thread.join(PATIENCE_SECONDS)
 
     def _spawn(self, target: object, *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ class Door:
             self._spawn(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
-        client.settimeout(10)
+        client.settimeout(PATIENCE_SECONDS)
         self._sockets.add(client)
         try:
             if self._tls is not None:

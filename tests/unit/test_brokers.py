@@ -16,6 +16,7 @@ from oodmon.secret import Secret
 from oodmon.sinks.kafka import Kafka
 from tests.servers.kafka import Broker, ids
 from tests.servers.kafka_door import Certificates, Door, certificates, server_context
+from tests.waiting import PATIENCE_SECONDS
 
 LOGINS = {"monitor": "correct horse"}
 VERSION = "2.3"  # the door does not speak for the broker's versions
@@ -45,7 +46,9 @@ def door(kafka: Broker) -> Iterator[Callable[..., Door]]:
 
 
 def sink_for(door: Door, topic: str, **options: Any) -> Kafka:
-    return Kafka((door.address,), topic, timeout_seconds=3.0, api_version=VERSION, **options)
+    return Kafka(
+        (door.address,), topic, timeout_seconds=PATIENCE_SECONDS, api_version=VERSION, **options
+    )
 
 
 def refusal(sink: Kafka) -> str:
@@ -54,7 +57,7 @@ def refusal(sink: Kafka) -> str:
     with pytest.raises(Rejected) as caught:
         sink.open()
     sink.close()
-    assert time.monotonic() - began < 4.0
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
     assert "correct horse" not in str(caught.value)
     assert "wr0ng" not in str(caught.value)
     return str(caught.value)

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -22,7 +22,7 @@ from oodmon.wire import encode_batch
 from tests.servers.kafka import Broker
 from tests.servers.kafka_door import Door, certificates, server_context
 from tests.servers.processes import free_port
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
@@ -34,7 +34,7 @@ def batch(source: str, sequence: int, at: int = 0, rows: int = 2) -> ScoreBatch:
 
 @pytest.fixture
 def feed(kafka: Broker) -> Kafka:
-    return Kafka((kafka.address,), kafka.topic(), timeout_seconds=5.0, group="g")
+    return Kafka((kafka.address,), kafka.topic(), timeout_seconds=30.0, group="g")
 
 
 def partitions(broker: Broker, topic: str, count: int) -> None:
@@ -48,9 +48,8 @@ def read(feed: Kafka, count: int, positions: dict[str, str], limit: int = 7) -> 
     got: list[Delivery] = []
     with closing(feed.reader()) as reader:
         reader.seek(positions)
-        deadline = time.monotonic() + 60
-        while len(got) < count and time.monotonic() < deadline:
-            got += reader.poll(limit, 0.5)
+        while len(got) < count and (found := reader.poll(limit, PATIENCE_SECONDS)):
+            got += found
     return got
 
 
@@ -65,7 +64,9 @@ def send(feed: Kafka, messages: Sequence[tuple[str, int, bytes]], partition: int
     with closing(KafkaProducer(bootstrap_servers=list(feed.bootstrap_servers))) as producer:
         for writer, number, value in messages:
             headers = [(WRITER, writer.encode()), (NUMBER, str(number).encode())] if writer else []
-            producer.send(feed.topic, value, headers=headers, partition=partition).get(5)
+            producer.send(feed.topic, value, headers=headers, partition=partition).get(
+                PATIENCE_SECONDS
+            )
 
 
 def test_a_restart_anywhere_goes_on_in_the_same_order(feed: Kafka, kafka: Broker) -> None:
@@ -110,7 +111,7 @@ def test_messages_that_are_no_batches_are_counted_and_passed_over(feed: Kafka) -
     send(feed, [("a-1", 3, good[2])])
     with closing(feed.reader()) as reader:
         reader.seek({})
-        got = [*reader.poll(10, 5.0)]
+        got = [*reader.poll(10, PATIENCE_SECONDS)]
         assert [d.batch.sequence for d in got] == [0, 1, 2], "one was from a foreign producer"
         assert reader.damaged_frames == 2
 
@@ -124,7 +125,7 @@ def test_a_newer_schema_stops_its_writer_alone_and_is_not_lost(feed: Kafka) -> N
     send(feed, [("b-1", 0, encode_batch(batch("b", 9)))])
     with closing(feed.reader()) as reader:
         reader.seek({})
-        got = [*reader.poll(10, 5.0)]
+        got = [*reader.poll(10, PATIENCE_SECONDS)]
         assert seen(got) == [("a", 0), ("b", 9)]
         assert "install" in reader.problems()[0]
         assert reader.damaged_frames == 0
@@ -138,7 +139,7 @@ def test_a_newer_schema_stops_its_writer_alone_and_is_not_lost(feed: Kafka) -> N
 
 def test_an_acknowledgement_that_is_lost_doubles_nothing(kafka: Broker) -> None:
     door = Door(kafka.address)
-    feed = Kafka((kafka.address,), kafka.topic(), timeout_seconds=1.0, api_version="2.3")
+    feed = Kafka((kafka.address,), kafka.topic(), timeout_seconds=30.0, api_version="2.3")
     writer = replace(feed, bootstrap_servers=(door.address,)).writer("a")
     try:
         for n in range(120):
@@ -162,9 +163,17 @@ def test_while_the_broker_is_away_batches_wait_and_then_are_shed(
     writer = small.writer("a")
     assert writer.put(batch("a", 0))
     eventually(lambda: not writer._queue)
-    with closing(feed.reader()) as reader:
-        reader.seek({})
-        first = reader.poll(5, 5.0)
+    got: list[Delivery] = []
+    with closing(small.reader()) as reader:
+
+        def come(count: int) -> bool:
+            with suppress(FeedError):  # the broker is away, or slower than the timeout
+                got.extend(reader.poll(50, 0.5))
+            return len(got) >= count
+
+        with suppress(FeedError):
+            reader.seek({})
+        eventually(lambda: come(1))
         kafka.stop()
         taken = 1
         while writer.put(batch("a", taken)):
@@ -174,13 +183,7 @@ def test_while_the_broker_is_away_batches_wait_and_then_are_shed(
         with pytest.raises(FeedError):
             reader.poll(5, 0.1)
         kafka.start()
-        got = [*first]
-        deadline = time.monotonic() + 60
-        while len(got) < taken and time.monotonic() < deadline:
-            try:
-                got += reader.poll(50, 0.5)
-            except FeedError:
-                time.sleep(0.1)
+        eventually(lambda: come(taken))
         assert [d.batch.sequence for d in got] == list(range(taken))
     writer.close()
 
@@ -189,10 +192,11 @@ def test_a_writer_without_a_broker_neither_waits_nor_hangs() -> None:
     feed = Kafka((f"127.0.0.1:{free_port()}",), timeout_seconds=0.5)
     writer = feed.writer("a")
     began = time.monotonic()
-    assert writer.put(batch("a", 0))
-    assert time.monotonic() - began < 0.2
+    for n in range(500):
+        assert writer.put(batch("a", n))
     writer.close()
-    assert time.monotonic() - began < 4
+    # Had each waited for the broker, it were four minutes.
+    assert time.monotonic() - began < PATIENCE_SECONDS
     assert "ConnectionError" in writer.last_failure
     with closing(feed.reader()) as reader, pytest.raises(FeedError, match=r"127\.0\.0\.1"):
         reader.seek({})
@@ -212,7 +216,7 @@ def test_a_topic_that_is_not_there_yet_is_waited_for(feed: Kafka) -> None:
         assert "not there" in reader.problems()[0]
         assert reader.backlog_bytes() == 0
         send(feed, [("a-1", 0, encode_batch(batch("a", 0)))])
-        assert len(reader.poll(1, 5.0)) == 1
+        assert len(reader.poll(1, PATIENCE_SECONDS)) == 1
         assert not reader.problems()
     with closing(feed.reader()) as reader, pytest.raises(FeedError, match="offset:low:number"):
         reader.seek({f"{feed.topic}-0/a-1": "nonsense"})
@@ -224,7 +228,7 @@ def test_the_group_tells_how_far_the_daemon_is(feed: Kafka) -> None:
     send(feed, [("a-1", n, encode_batch(batch("a", n))) for n in range(5)])
     with closing(feed.reader()) as reader:
         reader.seek({})
-        got = [*reader.poll(10, 5.0)]
+        got = [*reader.poll(10, PATIENCE_SECONDS)]
         reader.settle({d.partition: d.position for d in got[:3]})
     with closing(
         KafkaConsumer(bootstrap_servers=list(feed.bootstrap_servers), group_id=feed.group)
@@ -248,7 +252,7 @@ def test_tls_and_login(guarded: tuple[Door, str], kafka: Broker) -> None:
     feed = Kafka(
         (door.address,),
         kafka.topic(),
-        timeout_seconds=3.0,
+        timeout_seconds=30.0,
         api_version="2.3",
         security_protocol="SASL_SSL",
         sasl_mechanism="SCRAM-SHA-256",

@@ -14,10 +14,11 @@ from oodmon.sinks.grafana import Grafana, dashboards, push
 from oodmon.wire import event_of
 from tests.servers.grafana import GrafanaServer
 from tests.servers.http import Answer, HttpServer
+from tests.waiting import PATIENCE_SECONDS
 
 
 def sink(server: GrafanaServer, **options: object) -> Grafana:
-    return Grafana(server.url, Secret(server.token), timeout_seconds=2.0, **options)  # type: ignore[arg-type]
+    return Grafana(server.url, Secret(server.token), timeout_seconds=30.0, **options)  # type: ignore[arg-type]
 
 
 def test_an_episode_is_a_region_that_its_end_closes(grafana: GrafanaServer) -> None:
@@ -117,15 +118,15 @@ def test_something_that_is_not_grafana(answer: Answer, http_server: HttpServer) 
     http_server.default = answer
     answer.headers.setdefault("Content-Type", "application/json")
     with pytest.raises(RetryLater, match="grafana"):
-        Grafana(http_server.url, Secret("t"), timeout_seconds=2.0).send([event(status="resolved")])
+        Grafana(http_server.url, Secret("t"), timeout_seconds=30.0).send([event(status="resolved")])
 
 
 def test_a_slow_grafana_is_left_in_time(grafana: GrafanaServer) -> None:
-    grafana.faults = [Answer(delay_seconds=5)]
+    grafana.faults = [Answer(delay_seconds=PATIENCE_SECONDS)]
     began = time.monotonic()
     with pytest.raises(RetryLater, match="no answer"):
         Grafana(grafana.url, Secret(grafana.token), timeout_seconds=0.3).send([event()])
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
 
 
 def test_an_impossible_url_is_rejected() -> None:
@@ -186,7 +187,7 @@ def test_tls_is_verified(https_server: tuple[HttpServer, str]) -> None:
     server, certificate = https_server
     server.default = Answer(body=b"[]", headers={"Content-Type": "application/json"})
     with pytest.raises(RetryLater, match="grafana"):
-        Grafana(server.url, Secret("t"), timeout_seconds=3.0).open()
+        Grafana(server.url, Secret("t"), timeout_seconds=30.0).open()
     assert not server.requests
-    Grafana(server.url, Secret("t"), timeout_seconds=3.0, ca_file=certificate).open()
+    Grafana(server.url, Secret("t"), timeout_seconds=30.0, ca_file=certificate).open()
     assert server.requests

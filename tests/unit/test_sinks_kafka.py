@@ -21,13 +21,30 @@ from oodmon.sinks.kafka import Kafka
 from oodmon.wire import cloud_event
 from tests.servers.kafka import Broker, ids
 from tests.servers.processes import free_port
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 @pytest.fixture
 def sink(kafka: Broker) -> Iterator[Kafka]:
+    made = Kafka((kafka.address,), kafka.topic(), timeout_seconds=30.0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def impatient(kafka: Broker) -> Iterator[Kafka]:
     made = Kafka((kafka.address,), kafka.topic(), timeout_seconds=2.0)
     yield made
     made.close()
+
+
+def delivered(sink: Kafka, *events: Event) -> bool:
+    """One try, as delivery makes it: a busy machine may be slower than the timeout."""
+    try:
+        sink.send(events)
+    except RetryLater:
+        return False
+    return True
 
 
 def test_structured_mode(sink: Kafka, kafka: Broker) -> None:
@@ -111,11 +128,12 @@ def test_impossible_options_that_only_the_client_knows_are_rejected(sink: Kafka)
 
 
 def test_while_no_broker_listens_it_fails_at_once() -> None:
-    sink = Kafka((f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"), timeout_seconds=5.0)
+    addresses = (f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}")
+    sink = Kafka(addresses, timeout_seconds=PATIENCE_SECONDS)
     began = time.monotonic()
     with pytest.raises(RetryLater, match="no broker answers"):
         sink.send([event()])
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
 
 
 # kafka-python leaves the socket of a failed handshake to the garbage collector.
@@ -131,7 +149,7 @@ def test_a_tls_handshake_that_does_not_end_is_left_in_time(manner: str, protocol
             began = time.monotonic()
             with pytest.raises(RetryLater, match="kafka"):
                 sink.send([event()])
-            assert time.monotonic() - began < 2.0
+            assert time.monotonic() - began < PATIENCE_SECONDS / 2
             sink.close()
     finally:
         logging.disable(logging.NOTSET)
@@ -141,37 +159,37 @@ def test_a_tls_handshake_that_does_not_end_is_left_in_time(manner: str, protocol
 
 def test_one_broker_of_several_is_enough(kafka: Broker) -> None:
     topic = kafka.topic()
-    sink = Kafka((f"127.0.0.1:{free_port()}", kafka.address), topic, timeout_seconds=5.0)
+    sink = Kafka((f"127.0.0.1:{free_port()}", kafka.address), topic, timeout_seconds=30.0)
     sink.send([event()])
     sink.close()
     assert ids(kafka.read_all(topic)) == [event().id]
 
 
 def test_a_broker_that_hangs_is_left_in_time_and_nothing_is_lost(
-    sink: Kafka, kafka: Broker
+    impatient: Kafka, kafka: Broker
 ) -> None:
-    sink.send([event(0)])
+    eventually(lambda: delivered(impatient, event(0)))
     kafka.freeze()
     began = time.monotonic()
     with pytest.raises(RetryLater, match="kafka"):
-        sink.send([event(1)])
-    assert time.monotonic() - began < 6.0
+        impatient.send([event(1)])
+    assert time.monotonic() - began < PATIENCE_SECONDS / 2
     assert not [t for t in threading.enumerate() if "network-thread" in t.name]
     kafka.thaw()
-    sink.send([event(1), event(2)])
-    found = ids(kafka.read_all(sink.topic))
+    eventually(lambda: delivered(impatient, event(1), event(2)))
+    found = ids(kafka.read_all(impatient.topic))
     assert list(dict.fromkeys(found)) == [event(n).id for n in range(3)]
 
 
-def test_a_broker_that_restarts_is_found_again(sink: Kafka, kafka: Broker) -> None:
-    sink.send([event(0)])
+def test_a_broker_that_restarts_is_found_again(impatient: Kafka, kafka: Broker) -> None:
+    eventually(lambda: delivered(impatient, event(0)))
     kafka.stop()
     for _ in range(2):
         with pytest.raises(RetryLater, match="kafka"):
-            sink.send([event(1)])
+            impatient.send([event(1)])
     kafka.start()
-    sink.send([event(1)])
-    found = ids(kafka.read_all(sink.topic))
+    eventually(lambda: delivered(impatient, event(1)))
+    found = ids(kafka.read_all(impatient.topic))
     assert list(dict.fromkeys(found)) == [event(0).id, event(1).id]
 
 
