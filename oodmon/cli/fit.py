@@ -62,6 +62,9 @@ def fit(
                                [0, 1], channels first), and `labels`; needs --model
       folder/                  one sub-folder of images per class; needs --model and Pillow
 
+    Samples with the label -1 are known outliers: detectors that can (deep_sad, introspection,
+    pixelcnn, language_model) learn from them, all others never see them.
+
     One share of the samples is learnt from, the other, disjoint one is what raw scores are ranked
     against. Both files of each detector go to the config's `states` folder, and so do the
     thresholds of drift tests with `false_alarms`. Those are for independent samples unless DATA is
@@ -151,9 +154,10 @@ def _tell(fitting: Fitting, folder: Path) -> None:
             ),
         )
     console.print(table)
+    known = f" and {fitting.outliers} known outliers" if fitting.outliers else ""
     console.print(
-        f"learnt from {fitting.learnt} samples, calibrated with {fitting.calibrated} others; "
-        f"written to {folder}",
+        f"learnt from {fitting.learnt} samples{known}, calibrated with {fitting.calibrated} "
+        f"others; written to {folder}",
         markup=False,
         soft_wrap=True,
     )

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
 from oodmon.detectors.expressions import detector_of, text_of
+from oodmon.detectors.outliers import Inside, suited, takes_outliers
 from oodmon.detectors.reference import Reference as Part
-from oodmon.detectors.reference import gather
+from oodmon.detectors.reference import gather, part_of
 from oodmon.detectors.states import expect
 from oodmon.detectors.tails import RULES, evidence, joined, ranked
 from oodmon.errors import ContractError, StateError
@@ -64,7 +65,7 @@ def _learn(
         for acts in reference:
             chosen = torch.rand(acts.rows, generator=draw) < learn_share
             if bool((chosen == learnt).any()):
-                yield _rows(acts, (chosen == learnt).to(reference.device))
+                yield part_of(acts, (chosen == learnt).to(reference.device))
 
     def told(done: float, note: str, number: int) -> None:
         reference.progress((number + done) / (len(members) + 1), note)
@@ -81,7 +82,7 @@ def _learn(
             ),
         )
         try:
-            learnt = member.learn(part)
+            learnt = member.learn(suited(member, part))
         except ContractError as error:
             raise ContractError(f"detectors.{name}: {error}") from error
         states.append({key: tensor.detach().contiguous() for key, tensor in learnt.items()})
@@ -92,7 +93,7 @@ def _learn(
     )
     told(0.0, "ranking", len(members))
     try:
-        (scores,) = gather(held, lambda acts: (_columns(members, states, acts).T,), rows)
+        (scores,) = gather(Inside(held), lambda acts: (_columns(members, states, acts).T,), rows)
     except ContractError as error:
         raise ContractError(
             f"detectors.{name}: of the part of the reference that is ranked against: {error}"
@@ -113,17 +114,6 @@ def _columns(members: Sequence[Detector], states: Sequence[State], acts: Activat
     """The members' scores, (M, B) float32; what they share is computed once."""
     return torch.stack(
         [member.score(acts, state).float() for member, state in zip(members, states, strict=True)]
-    )
-
-
-def _rows(acts: Activations, chosen: Tensor) -> Activations:
-    """Some rows of a reference's batch."""
-    return Activations(
-        layers={name: tensor[chosen] for name, tensor in acts.layers.items()},
-        logits=None if acts.logits is None else acts.logits[chosen],
-        inputs=None if acts.inputs is None else acts.inputs[chosen],
-        labels=None if acts.labels is None else acts.labels[chosen],
-        probe=acts.probe,
     )
 
 
@@ -208,6 +198,11 @@ class Combine(Detector):
             {"of": ("msp", "gram(powers=(1, 2), layers=(stage,))"), "by": "max"},
             {"of": ("energy", "cosine", "residual"), "by": "mean", "learn_share": 0.5},
         )
+
+    @property
+    def outliers(self) -> bool:
+        """Whether a member learns from known outliers."""
+        return any(map(takes_outliers, self.members()))
 
     def members(self) -> tuple[Detector, ...]:
         """The detectors that `of` names; `ContractError` tells what cannot be read."""
@@ -295,6 +290,11 @@ class PerLayer(Detector):
         raise ContractError(
             f"detectors.per_layer.of: {one.name} reads no layer that could be named"
         )
+
+    @property
+    def outliers(self) -> bool:
+        """Whether the detector learns from known outliers."""
+        return takes_outliers(self._on(""))
 
     def members(self) -> tuple[Detector, ...]:
         """The detector on each layer."""

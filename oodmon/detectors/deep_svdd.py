@@ -180,6 +180,7 @@ class DeepSAD(DeepSVDD):
 
     outlier_weight: float = 1.0
 
+    outliers: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         "Deep Semi-Supervised Anomaly Detection",
         "Ruff, Vandermeulen, Görnitz, Binder, Müller, Müller and Kloft",

@@ -52,6 +52,7 @@ class Introspection(Detector):
     epochs: int = 20
     rows: int = 20_000
 
+    outliers: ClassVar[bool] = True
     paper: ClassVar[Paper | None] = Paper(
         "How the Softmax Activation Hinders the Detection of Adversarial and "
         "Out-of-Distribution Examples in Neural Networks",

@@ -16,7 +16,7 @@ from oodmon.contracts import Reference as ReferenceContract
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 
-__all__ = ["Reference", "gather", "layer_names", "rows_of"]
+__all__ = ["Reference", "gather", "layer_names", "part_of", "rows_of"]
 
 Array = Tensor | npt.NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -160,6 +160,17 @@ def layer_names(reference: ReferenceContract) -> tuple[str, ...]:
     for acts in itertools.islice(iter(reference), 1):
         return tuple(acts.layers)
     return ()
+
+
+def part_of(acts: Activations, chosen: Tensor) -> Activations:
+    """Some rows of a reference's batch, by a mask (B,) or their numbers."""
+    return Activations(
+        layers={name: tensor[chosen] for name, tensor in acts.layers.items()},
+        logits=None if acts.logits is None else acts.logits[chosen],
+        inputs=None if acts.inputs is None else acts.inputs[chosen],
+        labels=None if acts.labels is None else acts.labels[chosen],
+        probe=acts.probe,
+    )
 
 
 def rows_of(mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from oodmon.contracts import Detector, Reads, State
 from oodmon.contracts import Reference as ReferenceContract
+from oodmon.detectors.outliers import suited
 from oodmon.detectors.reference import layer_names
 from oodmon.errors import ContractError, OodmonError, StateError
 from oodmon.records import Activations
@@ -73,12 +74,13 @@ class Scorer:
     ) -> Scorer:
         """Learn from in-distribution data.
 
+        Rows with the label -1 are known outliers: only a detector that learns from such sees them.
         Layers that the detector leaves open are chosen from those of the reference. The same
         detector and reference give the same state, bit for bit.
         """
         if type(detector).pin is not Detector.pin:
             detector = detector.pin(layer_names(reference))
-        learnt = detector.learn(reference)
+        learnt = detector.learn(suited(detector, reference))
         state = {name: tensor.detach().contiguous() for name, tensor in learnt.items()}
         return cls(detector, state, model, version)
 
@@ -120,12 +122,12 @@ class Scorer:
             with torch.inference_mode():
                 return self.score(acts)
         scores = self._detector.score(acts, self._state)
-        if scores.ndim != 1 or scores.shape[0] != acts.rows:
+        if scores.shape != (acts.rows,):
             raise ContractError(
                 f"{_name(self._detector)}: expected scores ({acts.rows},), "
                 f"found {tuple(scores.shape)}"
             )
-        return scores if scores.dtype == torch.float32 else scores.to(torch.float32)
+        return scores if scores.dtype is torch.float32 else scores.to(torch.float32)
 
     def to(self, device: str | torch.device) -> Scorer:
         """The same scorer elsewhere; the digest stays."""

@@ -8,6 +8,7 @@ beyond a limit in temporary files.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -73,6 +74,7 @@ class Fitting:
         found: what the tap reads, one sentence each.
         learnt, calibrated: samples in the two shares.
         accuracy: the model's, on the labelled samples, or NaN where that cannot be told.
+        outliers: known outliers, which are in neither share.
     """
 
     detectors: Mapping[str, Fitted]
@@ -80,6 +82,7 @@ class Fitting:
     learnt: int
     calibrated: int
     accuracy: float
+    outliers: int = 0
 
 
 class Offering(Protocol):
@@ -107,7 +110,9 @@ def fit(
 
     Args:
         model: run in evaluation mode without gradients; left as it was.
-        source: in-distribution data as served, labelled for detectors that need classes.
+        source: in-distribution data as served, labelled for detectors that need classes. Rows
+            with the label -1 are known outliers: never calibrated with, and learnt from only by
+            detectors that learn from such.
         tap, detectors: as configured.
         model_name, version: kept in the states' headers.
         learn_share: share of the samples to learn from, (0, 1); the rest calibrates.
@@ -144,7 +149,14 @@ def fit(
             )
             for name, detector in pinned.items()
         }
-    return Fitting(fitted, found, shares.learn.rows, shares.calibrate.rows, shares.accuracy)
+    return Fitting(
+        fitted,
+        found,
+        shares.learn.rows,
+        shares.calibrate.rows,
+        shares.accuracy,
+        shares.outliers.rows,
+    )
 
 
 def _fit_one(
@@ -161,7 +173,7 @@ def _fit_one(
 ) -> Fitted:
     begun = time.monotonic()
     reference = Reference.from_batches(
-        shares.learn.batches,
+        lambda: itertools.chain(shares.learn.batches(), shares.outliers.batches()),
         head=head,
         seed=seed,
         device=device,

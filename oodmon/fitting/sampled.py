@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from oodmon.detectors.outliers import OUTLIER
 from oodmon.fitting.shares import Shares
 from oodmon.fitting.sources import Batch, Source
 
@@ -65,12 +66,15 @@ def sampled(
     done = 0
     shares = Shares(Path(), learn_share, seed, run)
     both = _Sample(learn, seed), _Sample(held, seed + 1)
-    for batch in source.batches():
+    for whole in source.batches():
+        batch = whole
+        if whole.labels is not None and bool((whole.labels == OUTLIER).any()):
+            batch = rows_of(whole, whole.labels != OUTLIER)
         chosen = torch.from_numpy(shares.choose(batch.rows))
         for sample, mask in zip(both, (chosen, ~chosen), strict=True):
             if bool(mask.any()):
                 sample.add(rows_of(batch, mask))
-        done += batch.rows
+        done += whole.rows
         if progress is not None:
             progress(done)
     return both[0].batches(), both[1].batches()

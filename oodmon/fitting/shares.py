@@ -1,4 +1,7 @@
-"""The two disjoint shares of the reference: in memory, and beyond a limit in temporary files."""
+"""The two disjoint shares of the reference: in memory, and beyond a limit in temporary files.
+
+Known outliers are in neither: they are kept for the detectors that learn from such.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from oodmon.detectors.outliers import OUTLIER
 from oodmon.records import Activations
 
 __all__ = ["Kept", "Shares", "moved"]
@@ -66,6 +70,7 @@ class Shares:
     run: int = 1
     learn: Kept = field(init=False)
     calibrate: Kept = field(init=False)
+    outliers: Kept = field(init=False)
     _draw: np.random.Generator = field(init=False)
     _right: int = 0
     _labelled: int = 0
@@ -75,10 +80,15 @@ class Shares:
         self._draw = np.random.default_rng([self.seed, 1])
         self.learn = Kept(self.folder / "learn")
         self.calibrate = Kept(self.folder / "calibrate")
+        self.outliers = Kept(self.folder / "outliers")
 
     def add(self, acts: Activations) -> None:
         """Take one labelled batch."""
         acts = moved(acts, torch.device("cpu"))
+        if acts.labels is not None and bool((acts.labels == OUTLIER).any()):
+            known = acts.labels == OUTLIER
+            self.outliers.add(_rows(acts, known))
+            acts = _rows(acts, ~known)
         chosen = torch.from_numpy(self.choose(acts.rows))
         self.learn.add(_rows(acts, chosen))
         self.calibrate.add(_rows(acts, ~chosen))

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from oodmon.detectors.outliers import OUTLIER
 from oodmon.errors import ContractError
 
 __all__ = ["Batch", "Source", "from_data", "from_images", "from_npz"]
@@ -105,7 +106,8 @@ def from_npz(
 ) -> Source:
     """Arrays ``inputs`` (as they are) or ``images`` (see `_images`), and ``labels`` if there.
 
-    Nothing is unpickled. With `labelled` off the labels are left alone, and every row is taken.
+    The label -1 marks a known outlier; rows with one below that are left out. Nothing is
+    unpickled. With `labelled` off the labels are left alone, and every row is taken.
     `ContractError` says what the file holds instead.
     """
     try:
@@ -123,9 +125,9 @@ def from_npz(
         raise ContractError(f"{path}: not a readable .npz file: {error}") from error
     if classes is not None and len(classes) != len(array):
         raise ContractError(f"{path}: {len(array)} {inputs}, but {len(classes)} {labels}")
-    if classes is not None and (np.asarray(classes) < 0).any():
-        # A negative label says that the class is not known; such rows teach nothing about it.
-        array, classes = array[classes >= 0], classes[classes >= 0]
+    if classes is not None and (np.asarray(classes) < OUTLIER).any():
+        # Of an unknown class: such rows teach nothing about it.
+        array, classes = array[classes >= OUTLIER], classes[classes >= OUTLIER]
     images = inputs == "images" and transform is None
     tensor = _images(array) if images else _tensor(array)
     known = None if classes is None else _labels(classes)

@@ -155,9 +155,11 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted() -> None:
 
 def test_npz_rows_of_unknown_class_are_left_out(tmp_path: Path) -> None:
     images = np.full((6, 2, 3), 255, np.uint8)
-    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1, -1, 0, 1, -1]))
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, -1, -2, 0, 1, -3]))
     (batch,) = from_npz(tmp_path / "a.npz", batch_size=8, seed=0).batches()
     assert batch.arguments[0].shape == (4, 1, 2, 3)
+    assert batch.labels is not None
+    assert sorted(batch.labels.tolist()) == [-1, 0, 0, 1]
     assert float(batch.arguments[0].max()) == 1.0
     np.savez(tmp_path / "b.npz", images=np.zeros((6, 5, 7, 3), np.uint8))
     (batch,) = from_npz(tmp_path / "b.npz", batch_size=8, seed=0).batches()
