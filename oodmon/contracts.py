@@ -265,6 +265,9 @@ class Writer(ABC):
 class Reader(ABC):
     """The daemon's end of a feed."""
 
+    folder: str = ""
+    """The folder of this machine that the feed fills; "" where there is none."""
+
     @abstractmethod
     def seek(self, positions: Mapping[str, str]) -> None:
         """Go on after these committed positions; an unnamed partition starts at its beginning."""

@@ -189,7 +189,9 @@ METRICS: Final[dict[str, Metric]] = {
         _gauge(
             "oodmon_store_max_bytes", "What it may take; beyond, history goes early. 0: no limit"
         ),
-        _counter("oodmon_store_pruned_total", "Rows deleted because of their age", "kind"),
+        _gauge("oodmon_disk_free_bytes", "Free for oodmon on the disk of feed or store", "part"),
+        _gauge("oodmon_disk_size_bytes", "Size of that disk", "part"),
+        _counter("oodmon_store_pruned_total", "Rows deleted for age or size", "kind"),
         # Delivery
         _counter("oodmon_sink_deliveries_total", "Events by what became of them", "sink", "result"),
         Metric(
@@ -203,7 +205,9 @@ METRICS: Final[dict[str, Metric]] = {
         _gauge("oodmon_sink_stalled", "1 while a call runs longer than its timeout", "sink"),
         _counter("oodmon_dead_letters_total", "Events given up on", "sink"),
         _gauge("oodmon_dead_letters", "Events among the dead letters", "sink"),
+        _gauge("oodmon_dead_letters_bytes", "What these take in the store", "sink"),
         _gauge("oodmon_outbox_pending", "Events waiting for delivery", "sink"),
+        _gauge("oodmon_outbox_pending_bytes", "What these take in the store", "sink"),
         _gauge(
             "oodmon_outbox_oldest_timestamp_seconds", "Time of the oldest waiting event", "sink"
         ),

@@ -7,8 +7,10 @@ milliseconds for one of them at most.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -37,6 +39,9 @@ _GOES_FIRST: Final = (
     "notices",
 )
 """What a store that is too large gives up: never alerts, and never what waits to be sent."""
+
+_GOES_LAST: Final = ("dead_letters",)
+"""What it gives up when that was not enough."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,7 @@ class Upkeep:
         self._every = every_seconds
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
+        self._receivers: set[str] = set()  # that had letters once: what is none any more is told
 
     def start(self, reader: Reader) -> None:
         """Begin; the reader tells which partitions are still there."""
@@ -99,10 +105,27 @@ class Upkeep:
         if partitions is not None:
             self._store.forget_positions(partitions)
         self._store.give_back_space(self._end.is_set)
-        put, size = self._metrics.put, self._store.size_bytes()
-        put("oodmon_store_size_bytes", size)
+        self._measure(reader)
+
+    def _measure(self, reader: Reader) -> None:
+        put, clear = self._metrics.put, self._metrics.clear
+        put("oodmon_store_size_bytes", self._store.size_bytes())
         put("oodmon_store_max_bytes", self._retention.max_bytes)
         put("oodmon_feed_max_bytes", reader.capacity_bytes)
+        letters = self._store.letter_bytes()
+        for receiver in self._receivers | letters.keys():
+            waiting, dead = letters.get(receiver, (0, 0))
+            put("oodmon_outbox_pending_bytes", waiting, sink=receiver)
+            put("oodmon_dead_letters_bytes", dead, sink=receiver)
+        self._receivers |= letters.keys()
+        clear("oodmon_disk_free_bytes")
+        clear("oodmon_disk_size_bytes")
+        for part, folder in (("feed", reader.folder), ("store", self._store.folder)):
+            with suppress(OSError):  # a folder that is gone is told by whoever works in it
+                if folder:
+                    disk = os.statvfs(folder)
+                    put("oodmon_disk_free_bytes", disk.f_bavail * disk.f_frsize, part=part)
+                    put("oodmon_disk_size_bytes", disk.f_blocks * disk.f_frsize, part=part)
 
     def _prune(self) -> None:
         newest = self._store.newest_ns()
@@ -112,13 +135,14 @@ class Upkeep:
                     self._store.prune(newest - round(days * _DAY), [kind], self._end.is_set)
                 )
         limit = self._retention.max_bytes if self._store.gives_back_space else 0
-        for part in range(1, _PARTS):
-            if not limit or self._end.is_set() or self._store.size_bytes(live=True) <= limit:
-                return
+        for kinds, what in ((_GOES_FIRST, "history"), (_GOES_LAST, "dead letters")):
             oldest = self._store.oldest_ns()
-            before = oldest + (newest - oldest) * part // _PARTS
-            _log.warning("the store is larger than %d bytes: the oldest history goes", limit)
-            self._count(self._store.prune(before, _GOES_FIRST, self._end.is_set))
+            for part in range(1, _PARTS):
+                if not limit or self._end.is_set() or self._store.size_bytes(live=True) <= limit:
+                    return
+                before = oldest + (newest - oldest) * part // _PARTS
+                _log.warning("the store is larger than %d bytes: its oldest %s go", limit, what)
+                self._count(self._store.prune(before, kinds, self._end.is_set))
 
     def _count(self, deleted: Mapping[str, int]) -> None:
         for kind, rows in deleted.items():

@@ -104,6 +104,7 @@ class SpoolReader(Reader):
     def __init__(self, options: Spool) -> None:
         self._options = options
         self._root = Path(options.path)
+        self.folder = str(self._root)
         secure_folder(self._root)
         self._held = claim_reader(self._root)
         self._process = os.getpid()

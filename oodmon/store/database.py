@@ -78,6 +78,13 @@ class Database:
         port = f":{self._url.port}" if self._url.port else ""
         return f"postgresql://{self._url.host or ''}{port}/{self._url.database or ''}"
 
+    @property
+    def folder(self) -> str:
+        """Where SQLite's file is; "" for a server and for a database in memory."""
+        path = self._url.database or ""
+        in_a_file = self.dialect == "sqlite" and path not in ("", ":memory:")
+        return str(Path(path).parent) if in_a_file else ""
+
     def log_bytes(self) -> int:
         """Size of SQLite's write-ahead log."""
         try:

@@ -275,6 +275,15 @@ class Store:
         return retention.size_bytes(self._database, live=live)
 
     @property
+    def folder(self) -> str:
+        """The folder of this machine that it fills; "" where there is none."""
+        return self._database.folder
+
+    def letter_bytes(self) -> dict[str, tuple[int, int]]:
+        """Receiver → bytes of its waiting events and of its dead letters. Reads them all."""
+        return self._outbox.letter_bytes()
+
+    @property
     def gives_back_space(self) -> bool:
         """Whether pruning makes it smaller (SQLite) or only makes room within (PostgreSQL)."""
         return self._database.dialect == "sqlite"

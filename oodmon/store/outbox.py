@@ -11,7 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import (
+    Connection,
+    LargeBinary,
+    Row,
+    and_,
+    bindparam,
+    case,
+    cast,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from oodmon.records import Event
 from oodmon.store import rows, statements
@@ -174,6 +186,24 @@ class Outbox:
             )
             for receiver, found in sorted(counted.items())
         }
+
+    def letter_bytes(self) -> dict[str, tuple[int, int]]:
+        """Receiver → bytes of what waits and of what is dead; indexes and settled rows apart."""
+        sqlite = self._database.dialect == "sqlite"
+        data = cast(outbox.c.data, LargeBinary) if sqlite else outbox.c.data
+        size = func.length(data) if sqlite else func.octet_length(data)
+        query = (
+            select(outbox.c.receiver, outbox.c.status, func.sum(size))
+            .where(outbox.c.pipeline == self._pipeline, outbox.c.status.in_(("pending", "dead")))
+            .group_by(outbox.c.receiver, outbox.c.status)
+        )
+        found: dict[str, tuple[int, int]] = {}
+        with self._database.read() as connection:
+            for receiver, status, total in connection.execute(query):
+                waits, dead = found.get(receiver, (0, 0))
+                is_dead = status == "dead"
+                found[receiver] = (waits, int(total)) if is_dead else (int(total), dead)
+        return found
 
     def _failed(self, error: str) -> dict[str, Any]:
         now = statements.now_ns(self._database.dialect)

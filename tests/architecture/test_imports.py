@@ -40,6 +40,7 @@ RINGS: dict[str, int] = {
     "rules": 3,
     "flagged": 3,
     "evidence": 3,
+    "doubtful": 3,
     "series": 3,
     "yardstick": 3,
     "tuned": 3,
@@ -106,6 +107,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "rules": {"numpy"},
     "flagged": {"numpy"},
     "evidence": set(),
+    "doubtful": {"numpy"},
     "series": {"numpy", "scipy"},
     "yardstick": {"numpy"},
     "tuned": set(),
@@ -134,7 +136,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # The two files that make the system known are read whole, so they stay whole.
-LONGEST = {"records.py": 485, "contracts.py": 480}
+LONGEST = {"records.py": 485, "contracts.py": 482}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent", "scoring"}
 TORCH_FILES = ("checks/detectors", "checks/taps")

@@ -14,9 +14,11 @@ from oodmon.contracts import Delivery, Reader
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.upkeep import Retention, Upkeep
 from oodmon.errors import ContractError
+from oodmon.feeds.spool import Spool
 from oodmon.store.events import AgentSeen, Store
 from oodmon.store.retention import KINDS
 from tests.unit import store_facts as made
+from tests.waiting import PATIENCE_SECONDS
 
 DAY = 86_400 * made.SECOND
 
@@ -114,6 +116,71 @@ def test_a_file_over_its_limit_gives_up_its_oldest_history_and_the_space(tmp_pat
     assert (tmp_path / "a.db").stat().st_size < limit + (2 << 20)
 
 
+def letters(store: Store, days: Sequence[float], receiver: str = "sinks.a") -> list[int]:
+    """One event at each of these days, with a kilobyte and a half of data; their numbers."""
+    for at, day in enumerate(days):
+        data = {"text": "é" * 500, "more": "x" * 500}
+        time = made.START + round(day * DAY)
+        event = replace(made.event(f"{receiver}-{at}"), time=time, data=data)
+        store.emit([(receiver, event)])
+    return [row.seq for row in store.pending(receiver, 2**62, len(days))]
+
+
+def test_a_file_that_is_still_too_large_gives_up_dead_letters_but_nothing_unsent(
+    tmp_path: Path,
+) -> None:
+    store = opened(f"sqlite:///{tmp_path / 'a.db'}")
+    for day in range(64):
+        store.append([window_at(day)], state=b"", positions={})  # type: ignore[list-item]
+    days = [63.9 * at / 500 for at in range(500)]
+    store.bury("sinks.a", letters(store, days), "no")
+    letters(store, days, "sinks.b")
+    metrics = Metrics()
+    upkeep = Upkeep(store, metrics, Retention({}, 1_200_000), 60.0)
+    upkeep.round(Still())
+    upkeep.round(Still())
+    assert metrics.value("oodmon_store_pruned_total", kind="windows") > 0, "history goes first"
+    gone = metrics.value("oodmon_store_pruned_total", kind="dead_letters")
+    assert 0 < gone < 500
+    assert [row.event.time for row in store.dead("sinks.a")][-1] == made.START + round(
+        days[-1] * DAY
+    ), "the newest stay"
+    assert store.depths()["sinks.b"].pending == 500
+    store.close()
+
+
+def test_what_letters_and_disks_hold_is_told(store_url: str, tmp_path: Path) -> None:
+    store = opened(store_url)
+    store.bury("sinks.a", letters(store, [0.0, 0.1])[:1], "no")
+    letters(store, [0.0], "sinks.b")
+    metrics, reader = Metrics(), Still()
+    upkeep = Upkeep(store, metrics, Retention(), 60.0)
+    upkeep.round(reader)
+    text = metrics.render().decode()
+    assert 'oodmon_disk_free_bytes{part="feed"}' not in text, "this feed has no folder"
+    for name, dead, waits in (("sinks.a", 1, 1), ("sinks.b", 0, 1)):
+        waiting = metrics.value("oodmon_outbox_pending_bytes", sink=name)
+        buried = metrics.value("oodmon_dead_letters_bytes", sink=name)
+        assert 1500 * waits < waiting < 3600 * waits + 1  # in UTF-8, or with escapes
+        assert 1500 * dead <= buried < 3600 * dead + 1
+    store.revive("sinks.a", [row.seq for row in store.dead("sinks.a")])
+    store.settle("sinks.b", [row.seq for row in store.pending("sinks.b", 2**62, 9)])
+    spool = Spool(str(tmp_path / "spool")).reader()
+    assert spool.folder == str(tmp_path / "spool")
+    upkeep.round(spool)
+    spool.close()
+    assert metrics.value("oodmon_dead_letters_bytes", sink="sinks.a") == 0
+    assert metrics.value("oodmon_outbox_pending_bytes", sink="sinks.b") == 0
+    parts = ("feed", "store") if store_url.startswith("sqlite") else ("feed",)
+    for part in parts:
+        free = metrics.value("oodmon_disk_free_bytes", part=part)
+        assert 0 < free <= metrics.value("oodmon_disk_size_bytes", part=part)
+    reader.folder = str(tmp_path / "gone")
+    upkeep.round(reader)
+    assert 'oodmon_disk_free_bytes{part="feed"}' not in metrics.render().decode()
+    store.close()
+
+
 def test_the_thread_goes_on_after_a_failure_and_ends(tmp_path: Path) -> None:
     class Failing(Still):
         rounds = 0
@@ -129,7 +196,7 @@ def test_the_thread_goes_on_after_a_failure_and_ends(tmp_path: Path) -> None:
     reader = Failing()
     upkeep = Upkeep(store, Metrics(), Retention(), 0.01)
     upkeep.start(reader)
-    assert reader.enough.wait(10)
+    assert reader.enough.wait(PATIENCE_SECONDS)
     upkeep.stop()
     upkeep.stop()
     assert "upkeep" not in [thread.name for thread in threading.enumerate()]
