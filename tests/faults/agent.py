@@ -1,23 +1,28 @@
 """An agent process for the fault runs: writes the batches that it is told to, and says how far.
 
-Reads one JSON object per line: ``{"folder", "source", "seed"}`` opens a spool, ``{"to"}`` writes up
-to that batch, ``{"to", "fault": "torn" | "flipped"}`` does harm on the way. A line answers each.
-A batch that the spool does not take is offered again: agents of the product shed it instead, and
+Reads one JSON object per line: ``{"folder", "agent", "seed", "at"}`` opens a spool and ``{"topic",
+"address", …}`` a topic, ``{"to"}`` writes up to that batch, ``{"to", "fault": "torn" | "flipped" |
+"killed"}`` does harm on the way. A line answers each, over a topic once all is acknowledged.
+A batch that the feed does not take is offered again: agents of the product shed it instead, and
 the runs are about what was accepted.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from oodmon.contracts import Writer
 from oodmon.feeds.append import SpoolWriter
+from oodmon.feeds.kafka import Kafka, KafkaWriter
 from oodmon.feeds.segments import frame_of
 from oodmon.feeds.spool import Spool
 from oodmon.records import ScoreBatch
@@ -59,7 +64,11 @@ def _append(writer: SpoolWriter, data: bytes) -> None:
         os.close(descriptor)
 
 
-def _harm(writer: SpoolWriter, fault: str, one: ScoreBatch) -> None:
+def _harm(writer: Writer, fault: str, one: ScoreBatch) -> None:
+    if fault == "killed":  # what was accepted may be on its way, acknowledged or neither
+        writer.put(one)
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert isinstance(writer, SpoolWriter)
     frame = bytearray(frame_of(encode_batch(one)))
     if fault == "torn":
         _append(writer, bytes(frame[: len(frame) * 2 // 3]))
@@ -69,18 +78,31 @@ def _harm(writer: SpoolWriter, fault: str, one: ScoreBatch) -> None:
     _append(writer, bytes(frame))
 
 
+def _opened(asked: dict[str, Any]) -> Writer:
+    source = f"agent-{asked['agent']}"
+    if "topic" in asked:
+        servers = (asked["address"],)
+        return Kafka(servers, asked["topic"], timeout_seconds=2.0).writer(source)
+    folder = str(Path(asked["folder"]))
+    return Spool(folder, max_bytes=1 << 25, segment_bytes=1 << 16).writer(source)
+
+
+def _acknowledged(writer: Writer) -> bool:
+    return not (isinstance(writer, KafkaWriter) and writer._queue)
+
+
 def main() -> None:
     """Serve the driver until its end of the pipe is closed."""
-    writer: SpoolWriter | None = None
+    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    writer: Writer | None = None
     agent = seed = at = 0
     for line in sys.stdin:
         asked = json.loads(line)
-        if "folder" in asked:
+        if "agent" in asked:
             if writer is not None:
                 writer.close()
             agent, seed, at = asked["agent"], asked["seed"], asked["at"]
-            spool = Spool(str(Path(asked["folder"])), max_bytes=1 << 25, segment_bytes=1 << 16)
-            writer = spool.writer(f"agent-{agent}")
+            writer = _opened(asked)
         assert writer is not None
         fault = asked.get("fault", "")
         while at < asked.get("to", at):
@@ -91,6 +113,8 @@ def main() -> None:
             if fault:
                 _harm(writer, fault, made(at, agent, seed))
                 fault = ""
+        while not _acknowledged(writer):
+            time.sleep(_AGAIN_SECONDS)
         sys.stdout.write(f"{at}\n")
         sys.stdout.flush()
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from oodmon.feeds.spool import Spool
 from oodmon.store.events import Store
-from tests.faults.site import ROOT
+from tests.faults.writers import ROOT
 from tests.servers.processes import free_port
 from tests.streams import batch, calibration
 

@@ -11,20 +11,22 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tests.faults.site import Run, chunks, moments
+from tests.faults.writers import send_again
 from tests.servers.postgres import PostgresServer
 
 Action = Callable[[Run], None]
 
 
 _BROKER_FLUSHES_SECONDS = 1.5
+_TAKEN_OVER_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Fault:
     Attributes:
         name: what it is called.
         databases: on which it makes sense.
+        feed: by which the batches come.
+        repeats: whether it must leave messages on the topic twice.
         plan: generator, server → (chunk → action, chunk → harm by an agent).
     """
 
@@ -42,6 +46,8 @@ class Fault:
         [np.random.Generator, PostgresServer | None], tuple[dict[int, Action], dict[int, str]]
     ]
     databases: tuple[str, ...] = ("sqlite", "postgresql")
+    feed: str = "spool"
+    repeats: bool = False
 
 
 def _once(
@@ -190,20 +196,20 @@ def _server_stops(
 def _broker_stops(run: Run, rng: np.random.Generator) -> None:
     # The stand-in broker forgets what it acknowledged within its last moments, also where it is
     # asked to end; so nobody reaches it then. What a broker promises is not what is tested here.
-    run.proxy.set("refuse")
+    run.set_doors("refuse")
     time.sleep(_BROKER_FLUSHES_SECONDS)
     run.broker.stop()
-    run.proxy.set("pass")
+    run.set_doors("pass")
     time.sleep(float(rng.uniform(0.1, 0.8)))
     run.broker.start()
 
 
 def _proxied(mode: str) -> Callable[[Run, np.random.Generator], None]:
     def action(run: Run, rng: np.random.Generator) -> None:
-        run.proxy.set(mode, float(rng.uniform(0.05, 0.3)))
+        run.set_doors(mode, float(rng.uniform(0.05, 0.3)))
         time.sleep(float(rng.uniform(0.4, 1.2)))
         if mode != "unheard":  # that one ends with the first produce request
-            run.proxy.set("pass")
+            run.set_doors("pass")
 
     return action
 
@@ -244,7 +250,43 @@ def _two_daemons(run: Run, rng: np.random.Generator) -> None:
     run.ready(began)
 
 
-FAULTS = (
+def _partitions_move(run: Run, rng: np.random.Generator) -> None:
+    """Two daemons of one group: whenever the one that works hangs, the other reads all of it."""
+    (works,) = run.daemons
+    run.start(wait=False)
+    run.until(lambda: "holds pipeline" in run.page("readyz")[1], "the second stands by")
+    waits = run.daemons[-1]
+    for _ in range(3):
+        time.sleep(float(rng.uniform(0.0, 0.2)))
+        while run.page("readyz", waits[1])[0] != 200:
+            # Stopped within a transaction it keeps its place: the server then holds its rows.
+            works[0].send_signal(signal.SIGSTOP)
+            with suppress(AssertionError):
+                run.until(
+                    lambda port=waits[1]: run.page("readyz", port)[0] == 200,  # type: ignore[misc]
+                    "taken over",
+                    _TAKEN_OVER_SECONDS,
+                )
+            works[0].send_signal(signal.SIGCONT)
+            time.sleep(0.05)
+        run.until(
+            lambda port=works[1]: "holds pipeline" in run.page("readyz", port)[1],  # type: ignore[misc]
+            "the one that was replaced stands by",
+        )
+        works, waits = waits, works
+    run.daemons.remove(waits)
+    waits[0].send_signal(signal.SIGTERM)
+    assert waits[0].wait(30) == 0, run.said()
+
+
+def _again(run: Run, rng: np.random.Generator) -> None:
+    """All that was published so far once more, as by a mirror; half of it by a foreign producer."""
+    del rng
+    run.until(lambda: bool(run.broker.read_all(run.scores)), "something was published")
+    send_again(run.broker.address, run.broker.read_all(run.scores))
+
+
+_BY_SPOOL = (
     Fault("daemon: kill -9", _once(_restarts(signal.SIGKILL))),
     Fault("daemon: SIGTERM", _once(_restarts(signal.SIGTERM))),
     Fault("two daemons on one database", _once(_two_daemons)),
@@ -261,12 +303,36 @@ FAULTS = (
     Fault("sink hangs", _once(_proxied("silent"))),
     Fault("clock jumps both ways", _once(_clock_jumps)),
 )
+_ALSO_BY_KAFKA = (
+    "daemon: kill -9",
+    "daemon: SIGTERM",
+    "two daemons on one database",
+    "database: locked",
+    "database: server stopped",
+    "broker: stopped and started",
+    "broker: slow",
+    "broker: refuses",
+    "broker: acknowledgement lost",
+)
+_BY_KAFKA = (
+    *(
+        replace(one, name=f"kafka feed, {one.name}", feed="kafka")
+        for one in _BY_SPOOL
+        if one.name in _ALSO_BY_KAFKA
+    ),
+    Fault("kafka feed, broker: hangs", _once(_proxied("silent")), feed="kafka"),
+    Fault("kafka feed, agent: kill -9", _harm("killed"), feed="kafka"),
+    Fault("kafka feed, partitions move", _once(_partitions_move), feed="kafka"),
+    Fault("kafka feed, messages come again", _once(_again), feed="kafka", repeats=True),
+)
+FAULTS = (*_BY_SPOOL, *_BY_KAFKA)
 
 
 def together(*names: str, database: str = "sqlite") -> Fault:
     """Several faults in one run, one after the other: what `make test` has time for."""
     chosen = [fault for fault in FAULTS if fault.name in names]
     assert len(chosen) == len(names), names
+    (feed,) = {fault.feed for fault in chosen}
     turn = threading.Lock()
 
     def in_turn(action: Action, run: Run) -> None:
@@ -286,4 +352,5 @@ def together(*names: str, database: str = "sqlite") -> Fault:
             harm |= harmed
         return actions, harm
 
-    return Fault(" + ".join(names), plan, (database,))
+    repeats = any(fault.repeats for fault in chosen)
+    return Fault(" + ".join(names), plan, (database,), feed, repeats)

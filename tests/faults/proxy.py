@@ -14,12 +14,17 @@ from contextlib import suppress
 from typing import Final
 
 BROKER: Final = b"127.0.0.1"
-DOOR: Final = b"127.0.0.2"
+DOORS: Final = ("127.0.0.2", "127.0.0.4")
+"""As long as the broker's own address, which is replaced in its answers."""
 _PRODUCE: Final = 0
 
 
 class Proxy:
     """One proxy, its threads, and how it behaves at present.
+
+    Args:
+        port: of the broker, and of the proxy on its own address.
+        door: that address, one of `DOORS`.
 
     Attributes:
         mode: ``pass``, ``slow``, ``refuse``, ``silent`` (nothing comes through) or ``unheard`` (the
@@ -28,15 +33,16 @@ class Proxy:
         cut: acknowledgements that were swallowed.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, door: str = DOORS[0]) -> None:
         self.mode = "pass"
         self.delay_seconds = 0.0
         self.cut = 0
         self._port = port
         self._ended = False
         self._pairs: set[socket.socket] = set()
-        self._listener = socket.create_server((DOOR.decode(), port))
-        self.address = f"{DOOR.decode()}:{port}"
+        self._door = door.encode()
+        self._listener = socket.create_server((door, port))
+        self.address = f"{door}:{port}"
         threading.Thread(target=self._accept, daemon=True).start()
 
     def set(self, mode: str, delay_seconds: float = 0.0) -> None:
@@ -91,7 +97,7 @@ class Proxy:
                     self.mode = "pass"
                     self.cut += 1
                     doomed.set()
-                target.sendall(data if up else data.replace(BROKER, DOOR))
+                target.sendall(data if up else data.replace(BROKER, self._door))
         for one in (source, target):
             self._pairs.discard(one)
             _cut(one)

@@ -14,9 +14,10 @@ from typing import Self
 import numpy as np
 
 from tests.faults.catalogue import FAULTS, Fault, mountable
-from tests.faults.proxy import Proxy
-from tests.faults.site import Agents, Outcome, Run
+from tests.faults.proxy import DOORS, Proxy
+from tests.faults.site import Outcome, Run
 from tests.faults.verdicts import Verdict, compared
+from tests.faults.writers import Agents
 from tests.servers.kafka import Broker
 from tests.servers.postgres import PostgresServer
 from tests.streams import calibration
@@ -43,14 +44,16 @@ class Session:
         self._states.mkdir()
         calibration(2000).save(self._states / "msp.calibration.safetensors")
         self._mountable = mountable()
-        self._calm: dict[tuple[str, int], Outcome] = {}
+        self._calm: dict[tuple[str, str, int], Outcome] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         self.agents = Agents()
         self._stack.callback(self.agents.close)
-        self.proxy = Proxy(int(self.broker.address.rpartition(":")[2]))
-        self._stack.callback(self.proxy.close)
+        port = int(self.broker.address.rpartition(":")[2])
+        self.doors = [Proxy(port, door) for door in DOORS]
+        for door in self.doors:
+            self._stack.callback(door.close)
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         return self
 
@@ -62,11 +65,11 @@ class Session:
     ) -> None:
         self._stack.close()
 
-    def calm(self, database: str, traffic: int) -> Outcome:
+    def calm(self, feed: str, database: str, traffic: int) -> Outcome:
         """What an undisturbed run of this traffic leaves behind."""
-        key = (database, traffic)
+        key = (feed, database, traffic)
         if key not in self._calm:
-            found = self._run(database, traffic, None, np.random.default_rng(0))
+            found = self._run(feed, database, traffic, None, np.random.default_rng(0))
             assert found.facts["windows"], "the traffic closes windows"
             assert len(found.alerts) >= 4, "the traffic fires and resolves alerts"
             assert found.alerts <= set(found.sent), "every alert is sent"
@@ -75,12 +78,12 @@ class Session:
 
     def judge(self, fault: Fault, database: str, seed: int) -> Verdict:
         """One seeded run of a fault, against the undisturbed run of the same traffic."""
-        calm = self.calm(database, seed % _TRAFFICS)
+        calm = self.calm(fault.feed, database, seed % _TRAFFICS)
         kind = FAULTS.index(fault) if fault in FAULTS else len(FAULTS)
         rng = np.random.default_rng((seed, kind))
-        cut = self.proxy.cut
+        cut = [door.cut for door in self.doors]
         try:
-            wild = self._run(database, seed % _TRAFFICS, fault, rng)
+            wild = self._run(fault.feed, database, seed % _TRAFFICS, fault, rng)
         except Exception as error:
             return Verdict(failure=f"{type(error).__name__}: {error}")
         finally:
@@ -88,18 +91,21 @@ class Session:
         verdict = compared(calm, wild)
         if "spool: bit" in fault.name and wild.damaged < 1:
             verdict.failure = "the damage was not told"
-        if "acknowledgement lost" in fault.name and self.proxy.cut == cut:
+        if "acknowledgement lost" in fault.name and cut == [door.cut for door in self.doors]:
             verdict.failure = "no acknowledgement was lost"
+        if fault.repeats and not wild.repeated:
+            verdict.failure = "nothing was published twice"
         return verdict
 
     def _mend(self) -> None:
-        self.proxy.set("pass")
+        for door in self.doors:
+            door.set("pass")
         self.broker.start()
         if self.server is not None and not self.server.runs:
             self.server.start()
 
     def _run(
-        self, database: str, traffic: int, fault: Fault | None, rng: np.random.Generator
+        self, feed: str, database: str, traffic: int, fault: Fault | None, rng: np.random.Generator
     ) -> Outcome:
         with ExitStack() as stack:
             folder = Path(tempfile.mkdtemp(dir=self._folder))
@@ -110,7 +116,9 @@ class Session:
                 if f"{part}: full disk" in name and self._mountable:
                     self._mount(stack, folder / part, size)
             url = self._url(stack, database, folder / "database")
-            run = Run(folder, url, traffic, self.agents, self.broker, self.proxy, self._states)
+            run = Run(
+                *(folder, url, traffic, self.agents, self.broker, self.doors, self._states, feed)
+            )
             stack.callback(_kill_all, run)
             faults, harm = fault.plan(rng, self.server) if fault else ({}, {})
             return run.go(faults, harm)

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,14 @@ import numpy as np
 from oodmon.store.events import Store
 from tests.faults.agent import AGENTS, STEPS
 from tests.faults.proxy import Proxy
+from tests.faults.writers import ROOT, Agents, make_topic
 from tests.servers.kafka import Broker
 from tests.servers.processes import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 6
 """The agents are never further apart than so many batches; lateness allows for more."""
+PARTITIONS = 4
+"""Of the topic that agents publish to."""
 _PACE_SECONDS = 0.02
 
 
@@ -44,6 +46,7 @@ class Outcome:
         recovery: seconds from each restart (or mended part) to ready.
         threads, files, memory: of the daemon at rest, bytes.
         damaged: damaged places that the daemon told of.
+        repeated: messages of the topic that agents publish to which are there more than once.
     """
 
     facts: dict[str, list[str]] = field(default_factory=dict)
@@ -55,55 +58,7 @@ class Outcome:
     files: int = 0
     memory: int = 0
     damaged: float = 0.0
-
-
-class Agents:
-    """Writer processes that live longer than a run; one that was killed is replaced."""
-
-    def __init__(self) -> None:
-        self._processes = [_agent() for _ in range(AGENTS)]
-
-    def pid(self, agent: int) -> int:
-        """Of the process."""
-        return self._processes[agent].pid
-
-    def ask(self, agent: int, what: dict[str, Any]) -> int | None:
-        """Up to which batch it has written; none where it died."""
-        process = self._processes[agent]
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(what).encode() + b"\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        return int(answer) if answer else None
-
-    def replace(self, agent: int) -> None:
-        """A new process for one that died."""
-        _reap(self._processes[agent])
-        self._processes[agent] = _agent()
-
-    def close(self) -> None:
-        """End all."""
-        for process in self._processes:
-            process.kill()
-            _reap(process)
-
-
-def _agent() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.agent"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            pipe.close()
+    repeated: int = 0
 
 
 class Run:
@@ -113,7 +68,13 @@ class Run:
         folder: empty.
         url: of the database.
         seed: of the traffic.
-        agents, broker, proxy: shared by the runs of a session.
+        agents, broker: shared by the runs of a session.
+        doors: the proxies before the broker, shared as well: of the sink, and of the feed.
+        states: folder with the calibration.
+        feed: ``spool`` or ``kafka``.
+
+    Attributes:
+        doors: those that the run goes through.
     """
 
     def __init__(
@@ -123,20 +84,23 @@ class Run:
         seed: int,
         agents: Agents,
         broker: Broker,
-        proxy: Proxy,
+        doors: Sequence[Proxy],
         states: Path,
+        feed: str = "spool",
     ) -> None:
         self.folder = folder
         self.url = url
         self.agents = agents
         self.broker = broker
-        self.proxy = proxy
+        self.feed = feed
+        self.doors = tuple(doors if feed == "kafka" else doors[:1])
         self.outcome = Outcome()
         self.spool = folder / "spool"
         self.spool.mkdir(mode=0o700, exist_ok=True)
         self.log = folder / "daemon.log"
         self.daemons: list[tuple[subprocess.Popen[bytes], int]] = []
         self.topic = f"oodmon.faults.{uuid.uuid4().hex[:12]}"
+        self.scores = f"{self.topic}.scores"
         self._seed = seed
         self._lock = threading.Lock()
         self.shift_clock(0.0)
@@ -144,7 +108,7 @@ class Run:
             f"""
 model: {{name: m, version: "1"}}
 daemon:
-  feed: {{type: spool, path: {self.spool}, max_bytes: {1 << 25}, segment_bytes: {1 << 16}}}
+  feed: {self._feed()}
   calibration: {{path: {states}}}
   flag_level: 0.01
   windows: {{length_seconds: 2, allowed_lateness_seconds: 2}}
@@ -158,7 +122,7 @@ daemon:
   sinks:
     kafka:
       type: kafka
-      bootstrap_servers: ["{proxy.address}"]
+      bootstrap_servers: ["{doors[0].address}"]
       topic: {self.topic}
       timeout_seconds: 0.5
       events: [alert, notice, window, drift]
@@ -166,7 +130,22 @@ daemon:
 """
         )
 
+    def _feed(self) -> str:
+        if self.feed == "spool":
+            sizes = f"max_bytes: {1 << 25}, segment_bytes: {1 << 16}"
+            return f"{{type: spool, path: {self.spool}, {sizes}}}"
+        servers, group = f'["{self.doors[1].address}"]', f"{self.scores}.group"
+        return (
+            f"{{type: kafka, bootstrap_servers: {servers}, topic: {self.scores}, group: {group}, "
+            "timeout_seconds: 2.0}"
+        )
+
     # what faults do
+
+    def set_doors(self, mode: str, delay_seconds: float = 0.0) -> None:
+        """Every proxy of this run behaves otherwise."""
+        for door in self.doors:
+            door.set(mode, delay_seconds)
 
     def start(self, *, wait: bool = True) -> subprocess.Popen[bytes]:
         """A daemon process; `wait`: until it is ready, and note how long that took."""
@@ -241,8 +220,10 @@ daemon:
 
         Args:
             faults: chunk → what begins at it, beside the traffic.
-            harm: chunk → ``torn`` or ``flipped``, done by one agent within it.
+            harm: chunk → ``torn``, ``flipped`` or ``killed``, done by one agent within it.
         """
+        if self.feed == "kafka":
+            make_topic(self.broker.address, self.scores, PARTITIONS)
         for agent in range(AGENTS):
             self._open(agent, 0)
         self.start()
@@ -269,7 +250,11 @@ daemon:
         return self.outcome
 
     def _open(self, agent: int, at: int) -> None:
-        what = {"folder": str(self.spool), "agent": agent, "seed": self._seed, "at": at}
+        what: dict[str, Any] = {"agent": agent, "seed": self._seed, "at": at}
+        if self.feed == "kafka":
+            what |= {"topic": self.scores, "address": self.doors[1].address}
+        else:
+            what["folder"] = str(self.spool)
         assert self.agents.ask(agent, what) == at
 
     def _write(self, agent: int, to: int, fault: str) -> None:
@@ -296,6 +281,9 @@ daemon:
             body = json.loads(record.value)
             self.outcome.sent.append(body["id"])
             self.outcome.contents.setdefault(body["id"], set()).add(record.value)
+        if self.feed == "kafka":
+            values = [record.value for record in self.broker.read_all(self.scores)]
+            self.outcome.repeated = len(values) - len(set(values))
 
     def _done(self, store: Store) -> bool:
         seen = [agent["sequence"] for agent in store.agents()]

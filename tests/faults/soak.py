@@ -25,7 +25,7 @@ import numpy as np
 
 from oodmon.feeds.spool import Spool
 from tests.faults.backlog import cpu_seconds
-from tests.faults.site import ROOT
+from tests.faults.writers import ROOT
 from tests.servers.processes import free_port
 from tests.streams import batch, calibration
 

@@ -31,6 +31,25 @@ RUNS = (
         "sink hangs",
     ),
     together("database: server stopped", database="postgresql"),
+    together(
+        "kafka feed, daemon: kill -9",
+        "kafka feed, agent: kill -9",
+        "kafka feed, daemon: SIGTERM",
+        "kafka feed, database: locked",
+        "kafka feed, database: server stopped",
+        "kafka feed, broker: stopped and started",
+        "kafka feed, broker: slow",
+        "kafka feed, broker: refuses",
+        "kafka feed, broker: acknowledgement lost",
+        "kafka feed, broker: hangs",
+        "kafka feed, messages come again",
+        database="postgresql",
+    ),
+    together(
+        "kafka feed, two daemons on one database",
+        "kafka feed, partitions move",
+        database="postgresql",
+    ),
 )
 
 
