@@ -19,6 +19,7 @@ from oodmon.store.events import AgentSeen, Store
 from oodmon.store.retention import KINDS
 from tests.unit import store_facts as made
 from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS
 
 DAY = 86_400 * made.SECOND
 
