@@ -15,6 +15,7 @@ from oodmon import __version__
 from oodmon.daemon.http import Management, Readiness
 from oodmon.daemon.metrics import Metrics
 from oodmon.errors import ConfigError
+from tests.waiting import PATIENCE_SECONDS
 
 
 class World:
@@ -56,7 +57,7 @@ def port(world: World) -> Iterator[int]:
 
 
 def ask(port: int, path: str, method: str = "GET", body: bytes = b"") -> tuple[int, str, Any]:
-    connection = HTTPConnection("127.0.0.1", port, timeout=5)
+    connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     try:
         connection.request(method, path, body)
         answer = connection.getresponse()
@@ -108,7 +109,7 @@ def test_clients_that_never_finish_do_not_stop_others(port: int) -> None:
 def test_garbage_is_answered_and_forgotten(port: int) -> None:
     for line in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port)) as client:
-            client.settimeout(5)
+            client.settimeout(PATIENCE_SECONDS)
             client.sendall(line)
             client.recv(4096)
     assert ask(port, "/healthz")[0] == 200

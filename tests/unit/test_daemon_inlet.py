@@ -9,7 +9,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from oodmon.records import ScoreBatch
 from oodmon.secret import Secret
 from oodmon.wire import encode_batch
 from tests.servers.kafka_door import certificates
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 TOKEN = "let-me-in-42"
 NOW = 1_700_000_000_000_000_000
@@ -65,7 +65,7 @@ def post(
 ) -> tuple[int, dict[str, Any], dict[str, str]]:
     made = http.client.HTTPSConnection if context else http.client.HTTPConnection
     extra: dict[str, Any] = {"context": context} if context else {}
-    connection = made("127.0.0.1", inlet.port, timeout=20, **extra)
+    connection = made("127.0.0.1", inlet.port, timeout=PATIENCE_SECONDS, **extra)
     try:
         login = {"Authorization": f"Bearer {token}"} if token else {}
         connection.request("POST", path, body, {**login, **(headers or {})})
@@ -212,7 +212,7 @@ def test_limits(opened: Callable[..., Inlet], spool: Spool) -> None:
 def test_a_body_without_a_length_is_refused(opened: Callable[..., Inlet]) -> None:
     inlet = opened()
     for head in (b"", b"Transfer-Encoding: chunked\r\n", b"Content-Length: -1\r\n"):
-        with socket.create_connection(("127.0.0.1", inlet.port), 5) as raw:
+        with socket.create_connection(("127.0.0.1", inlet.port), PATIENCE_SECONDS) as raw:
             login = f"Authorization: Bearer {TOKEN}\r\n".encode()
             kind = b"Content-Type: application/json\r\n"
             raw.sendall(b"POST /v1/batches HTTP/1.1\r\nHost: x\r\n" + login + kind + head + b"\r\n")
@@ -222,13 +222,16 @@ def test_a_body_without_a_length_is_refused(opened: Callable[..., Inlet]) -> Non
 def test_slow_clients_do_not_keep_others_out(
     opened: Callable[..., Inlet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oodmon.daemon.porter._CONNECTION_SECONDS", 0.5)
-    inlet = opened(max_requests=2, score_timeout_seconds=0.1)
-    slow = [socket.create_connection(("127.0.0.1", inlet.port), 5) for _ in range(2)]
+    monkeypatch.setattr("oodmon.daemon.porter._CONNECTION_SECONDS", 10 * PATIENCE_SECONDS)
+    monkeypatch.setattr("oodmon.daemon.porter._READ_SECONDS", 10 * PATIENCE_SECONDS)
+    inlet = opened(max_requests=2)
+    door = inlet._server
+    assert door is not None
+    slow = [socket.create_connection(("127.0.0.1", inlet.port), PATIENCE_SECONDS) for _ in range(2)]
     try:
         for one in slow:
             one.sendall(b"POST /v1/ba")
-        time.sleep(0.2)
+        eventually(lambda: door._free._value == 0)  # both have a thread
         kind = {"content-type": FRAME}
 
         def answered() -> int:
@@ -238,10 +241,8 @@ def test_slow_clients_do_not_keep_others_out(
                 return 503
 
         assert answered() == 503
-        deadline = time.monotonic() + 60
-        while answered() != 200:
-            assert time.monotonic() < deadline, "slow clients hold every place for good"
-            time.sleep(0.05)
+        door._longest = 0.5
+        eventually(lambda: answered() == 200, "slow clients hold every place for good")
     finally:
         for one in slow:
             one.close()
@@ -421,13 +422,11 @@ def test_the_line_for_scoring_has_an_end(scoring: tuple[Inlet, Spool]) -> None:
             target=lambda: results.append(post(inlet, "/v1/outputs", body, EVENT)[0])
         )
         waiting.start()
-        deadline = time.monotonic() + 60
-        while annex._places._value and time.monotonic() < deadline:
-            time.sleep(0.01)
+        eventually(lambda: annex._places._value == 0)
         status, told, headers = post(inlet, "/v1/outputs", body, EVENT)
         assert (status, headers["retry-after"]) == (429, "1")
         assert "full" in told["error"]
-    waiting.join(20)
+    waiting.join(PATIENCE_SECONDS)
     assert results == [200]
 
 

@@ -32,6 +32,7 @@ from oodmon.store.events import Store
 from oodmon.store.labels import Prediction
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, batch, calibration
+from tests.waiting import PATIENCE_SECONDS
 
 MODEL = {"model": "m", "model_version": "1"}
 
@@ -276,7 +277,7 @@ def test_metrics_tell_once_labels_suffice(store: Store) -> None:
 
 
 def _post(inlet: Inlet, body: bytes, token: str = "t0ken-of-the-tests") -> tuple[int, Any]:
-    connection = http.client.HTTPConnection("127.0.0.1", inlet.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", inlet.port, timeout=PATIENCE_SECONDS)
     try:
         login = {"Authorization": f"Bearer {token}"}
         connection.request("POST", "/v1/labels", body, login)
