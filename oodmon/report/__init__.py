@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,7 +82,12 @@ def _page(seen: Seen, pictures: Any) -> str:
     environment.filters |= {
         name: getattr(wording, name) for name in ("count", "moment", "number", "percent", "span")
     }
+    script = (_FOLDER / "slider.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
+        flags=json.dumps([asdict(one) for one in seen.flags], separators=(",", ":")),
+        script=Markup(script),  # noqa: S704 - ours
+        script_digest=f"sha256-{digest}",
         seen=seen,
         pictures=pictures,
         figures={name: Markup(svg) for name, svg in _figures(seen).items()},  # noqa: S704 - ours

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from oodmon.records import ALL, BIN_EDGES
 from oodmon.report.accuracy import Estimate, estimates
+from oodmon.report.flags import Flags, flags
 from oodmon.store.events import Store
 
 __all__ = ["Line", "Seen", "Segment", "Timeline", "gather"]
@@ -82,6 +83,7 @@ class Seen:
         lines: drift test → its streams, those of all together alone where there are such.
         tests: one row per drift test: name, streams, decisions, drifted, promise.
         accuracy: what the accuracy is without labels, per detector that measures it.
+        flags: per detector, how many samples each threshold flags, and how many falsely.
         headline: the episode that is told first: still firing, severe, early. None where none is.
     """
 
@@ -100,6 +102,7 @@ class Seen:
     classes: Mapping[int, tuple[int, int]]
     segments: Sequence[Segment]
     accuracy: Sequence[Estimate]
+    flags: Sequence[Flags]
     lines: Mapping[str, Sequence[Line]]
     tests: Sequence[Row]
     alerts: Sequence[Row]
@@ -148,6 +151,7 @@ def gather(
         classes=_classes(windows, changed_at),
         segments=_segments(once, results, changed_at),
         accuracy=estimates(once, changed_at),
+        flags=flags(once, results, changed_at),
         lines=_lines(results),
         tests=_tests(results, alerts, promises),
         alerts=alerts[::-1],
