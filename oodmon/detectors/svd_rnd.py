@@ -1,8 +1,9 @@
-"""Random network distillation that was also shown blurred or turned copies of the reference."""
+"""Random network distillation that was also shown altered copies: blurred, turned, moved."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,10 +15,13 @@ from oodmon.detectors.blurs import blur_of, just_visible
 from oodmon.detectors.networks import Shapes, encode, initial
 from oodmon.detectors.rnd import error, network_shapes
 from oodmon.detectors.training import BATCH, Plan, Trained, train, whiten
+from oodmon.detectors.transformations import shifted, shifts
 from oodmon.errors import ContractError
 from oodmon.registry import detectors
 
 __all__ = ["SVDRND"]
+
+Change = Callable[[Tensor], Tensor]
 
 
 @detectors.register("svd_rnd")
@@ -37,8 +41,10 @@ class SVDRND(Trained):
     Options: `blur` "gaussian", "dct" (the paper's DCT-RND), "svd" (SVD-RND) or "none"; `strength`:
     the Gaussian's σ in pixels, the frequencies kept in each direction, or the number of singular
     values removed; 0 takes the mildest that is visible, whose mean squared change is 15 % of the
-    mean pixel variance. `rotations` also learns the copies turned by 90°, 180° and 270°. `outputs`,
-    `width`, `epochs`, `rows`, `learning_rate` and `side` as in `rnd`.
+    mean pixel variance. `rotations` also learns the copies turned by 90°, 180° and 270°,
+    `translations` those moved by a quarter of the image in each direction: a copy of either kind
+    costs as much training as the reference itself. `outputs`, `width`, `epochs`, `rows`,
+    `learning_rate` and `side` as in `rnd`.
 
     "svd" also sees milder blurs and costs most on far-out samples; "gaussian" and "dct" see smooth
     images and hardly cost any. Too few epochs make it worse than `rnd`: the one predictor has to
@@ -50,6 +56,7 @@ class SVDRND(Trained):
     blur: Literal["gaussian", "dct", "svd", "none"] = "gaussian"
     strength: float = 0.0
     rotations: bool = False
+    translations: bool = False
 
     may_be_zero: ClassVar[tuple[str, ...]] = ("strength",)
     paper: ClassVar[Paper | None] = Paper(
@@ -64,9 +71,10 @@ class SVDRND(Trained):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.blur == "none" and not self.rotations:
+        if self.blur == "none" and not (self.rotations or self.translations):
             raise ContractError(
-                "detectors.svd_rnd.blur: with 'none' and no rotations nothing is altered; use rnd"
+                "detectors.svd_rnd.blur: with 'none', no rotations and no translations nothing is "
+                "altered; use rnd"
             )
         if self.blur in ("dct", "svd") and self.strength != int(self.strength):
             raise ContractError(
@@ -80,7 +88,7 @@ class SVDRND(Trained):
         return (
             {"epochs": 3, "width": 4},
             {"epochs": 2, "width": 4, "blur": "svd", "strength": 3.0, "rotations": True},
-            {"epochs": 2, "width": 4, "blur": "dct"},
+            {"epochs": 2, "width": 4, "blur": "dct", "translations": True},
         )
 
     def _weights(self, row: tuple[int, ...]) -> Shapes:
@@ -109,16 +117,16 @@ class SVDRND(Trained):
             reference.progress(0.0, f"svd_rnd: {self.blur} blur of strength {strength:g}")
             kinds.append(whiten(blur_of(values, self.blur, strength), state))
         del values
-        turns = (0, 1, 2, 3) if self.rotations else (0,)
-        # every kind as it is, and the sharp ones turned: (which kind, by how many quarters)
-        copies = [(kind, 0) for kind in range(len(kinds))] + [(0, turn) for turn in turns[1:]]
+        # every kind as it is, and the sharp ones turned or moved
+        copies: list[tuple[Tensor, Change]] = [(kind, _as_it_is) for kind in kinds]
+        copies += [(kinds[0], change) for change in self._changes(kinds[0])]
         aims = [
-            self._aim(kinds[kind], turn, state if number == 0 else self._target(state, draw))
-            for number, (kind, turn) in enumerate(copies)
+            self._aim(kind, change, state if number == 0 else self._target(state, draw))
+            for number, (kind, change) in enumerate(copies)
         ]
 
         def loss(weights: Mapping[str, Tensor], rows: Tensor) -> Tensor:
-            white = torch.cat([_turned(kinds[kind][rows], turn) for kind, turn in copies])
+            white = torch.cat([change(kind[rows]) for kind, change in copies])
             found = encode(white, weights, "predictor")
             aim = torch.cat([aim[rows] for aim in aims])
             # a mean over the copies, so that the rate means the same however many there are
@@ -135,14 +143,28 @@ class SVDRND(Trained):
         device = state["mean"].device
         return {name: tensor.to(device) for name, tensor in initial(shapes, draw).items()}
 
-    def _aim(self, white: Tensor, turn: int, target: State) -> Tensor:
+    def _changes(self, white: Tensor) -> list[Change]:
+        """What is done to sharp copies."""
+        found: list[Change] = []
+        if self.rotations:
+            found += [functools.partial(torch.rot90, k=turn, dims=(2, 3)) for turn in (1, 2, 3)]
+        if self.translations:
+            height, width = white.shape[2:]
+            found += [
+                functools.partial(shifted, down=down, right=right)
+                for down, right in shifts(height, width)
+                if down or right
+            ]
+        return found
+
+    def _aim(self, white: Tensor, change: Change, target: State) -> Tensor:
         return torch.cat(
-            [encode(_turned(part, turn), target, "target") for part in torch.split(white, BATCH)]
+            [encode(change(part), target, "target") for part in torch.split(white, BATCH)]
         )
 
     def _measure(self, white: Tensor, state: State) -> Tensor:
         return error(white, state)
 
 
-def _turned(images: Tensor, quarters: int) -> Tensor:
-    return torch.rot90(images, quarters, (2, 3)) if quarters else images
+def _as_it_is(images: Tensor) -> Tensor:
+    return images

@@ -15,7 +15,7 @@ from oodmon.detectors.networks import Shapes, encode, encoder_shapes
 from oodmon.detectors.training import BATCH, Plan, Trained, train, whiten_
 from oodmon.registry import detectors
 
-__all__ = ["TURNS", "Geom", "dirichlet", "rotated", "transformed"]
+__all__ = ["TURNS", "Geom", "dirichlet", "rotated", "shifted", "shifts", "transformed"]
 
 TURNS: Final = 4
 _ALL: Final = 72
@@ -137,16 +137,27 @@ def rotated(images: Tensor) -> Tensor:
 
 def transformed(images: Tensor) -> Tensor:
     """(B, C, S, S) → (72, B, C, S, S): turned, mirrored and shifted; as they are first."""
-    side = images.shape[3]
-    shift = side // _SHIFT
+    step = images.shape[3] // _SHIFT
     found = []
-    # the mirrored border is moved in, so that no edge gives the shift away
-    wide = functional.pad(images, (shift,) * 4, mode="reflect")
-    for down in (shift, 0, 2 * shift):
-        for right in (shift, 0, 2 * shift):
-            moved = wide[:, :, down : down + side, right : right + side]
+    for down in (0, step, -step):
+        for right in (0, step, -step):
+            moved = shifted(images, down, right)
             found += [rotated(moved), rotated(moved.flip(3))]
     return torch.cat(found)
+
+
+def shifts(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """(down, right) of the moves by a quarter of an image: down, up, right, left."""
+    down, right = height // _SHIFT, width // _SHIFT
+    return ((down, 0), (-down, 0), (0, right), (0, -right))
+
+
+def shifted(images: Tensor, down: int, right: int) -> Tensor:
+    """(B, C, H, W) moved by so many pixels; its mirrored border comes in, so that no edge shows."""
+    height, width = images.shape[2:]
+    up, left = max(-down, 0), max(-right, 0)
+    wide = functional.pad(images, (max(right, 0), left, max(down, 0), up), mode="reflect")
+    return wide[:, :, up : up + height, left : left + width]
 
 
 def dirichlet(mean_logs: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,9 @@ from scipy import fft, ndimage
 
 from oodmon.detectors import Reference, Scorer
 from oodmon.detectors.blurs import blur_of, dct_blur, gaussian_blur, just_visible, svd_blur
+from oodmon.detectors.rnd import RND
 from oodmon.detectors.svd_rnd import SVDRND
+from oodmon.detectors.transformations import shifted, shifts
 from oodmon.errors import ContractError, StateError
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
@@ -98,6 +102,36 @@ def test_turned_images_score_high_and_only_one_target_is_kept() -> None:
     inside = scorer.score(Activations(inputs=patterns(200, seed=1))).numpy()
     turned = patterns(200, seed=2).rot90(1, (2, 3))
     assert auroc(inside, scorer.score(Activations(inputs=turned)).numpy()) > 0.9
+
+
+def test_moved_images_score_far_higher_than_by_rnd() -> None:
+    textures = (noise(6, seed=9, shape=(1, 8, 12)) > 0.5).float()
+
+    def wide(rows: int, seed: int) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        chosen = textures[torch.randint(6, (rows,), generator=draw)]
+        return chosen + 0.1 * torch.randn(rows, 1, 8, 12, generator=draw)
+
+    options: dict[str, Any] = {"epochs": 12, "width": 4, "learning_rate": 3e-3}
+    given = Reference.from_arrays(inputs=wide(500, 0))
+    plain = Scorer.learn(RND(on="inputs", **options), given)
+    scorer = Scorer.learn(SVDRND(blur="none", translations=True, **options), given)
+    for down, right in shifts(8, 12):
+        moved = shifted(wide(200, 2), down, right)
+
+        def ratio(one: Scorer, moved: torch.Tensor = moved) -> float:
+            found = (one.score(Activations(inputs=part)).mean() for part in (moved, wide(200, 1)))
+            return float(next(found) / next(found))
+
+        assert ratio(scorer) > 2 * ratio(plain)
+
+
+def test_a_moved_image_has_its_mirrored_border() -> None:
+    image = torch.arange(12.0).reshape(1, 1, 3, 4)
+    down = shifted(image, 1, 0)[0, 0].tolist()
+    assert down == [[4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7]]
+    left = shifted(image, 0, -1)[0, 0, 0].tolist()
+    assert left == [1, 2, 3, 2]
 
 
 def test_images_that_are_not_square_are_made_square_before_they_are_turned() -> None:
