@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import numpy.typing as npt
 __all__ = ["Contender", "OneByOne", "Tumbling"]
 
 F8 = npt.NDArray[np.float64]
+READY = 40
+"""References whose detector is kept ready."""
 
 
 class Contender(ABC):
@@ -31,42 +34,50 @@ class Contender(ABC):
 
     @abstractmethod
     def state_bytes(self) -> int:
-        """Size of the state that a restart needs; 0 where it cannot be stored."""
+        """State that a restart needs beside the reference, where that can be told apart.
+
+        0 where it cannot be stored.
+        """
 
 
 class OneByOne(Contender):
     """A detector that takes one value at a time.
 
+    What was made ready with a reference is kept and copied, so that a detector with a costly set-up
+    starts anew as often as it alarms.
+
     Args:
-        build: from the reference to a function that takes a value and says whether to alarm, and
-            the object to be weighed.
+        build: from the reference to a detector that is ready, or a tuple that begins with one.
+        step: feeds it a value and says whether to alarm.
     """
 
-    def __init__(self, build: Callable[[F8], tuple[Callable[[float], bool], Any]]) -> None:
+    def __init__(self, build: Callable[[F8], Any], step: Callable[[Any, float], bool]) -> None:
         self._build = build
-        self._step: Callable[[float], bool] = _never
-        self._object: Any = None
+        self._step = step
+        self._ready: dict[bytes, Any] = {}
+        self._detector: Any = None
 
     def begin(self, reference: F8) -> None:
-        self._step, self._object = self._build(reference)
+        key = reference.tobytes()
+        if key not in self._ready:
+            if len(self._ready) == READY:
+                self._ready.pop(next(iter(self._ready)))
+            self._ready[key] = self._build(reference)
+        self._detector = copy.deepcopy(self._ready[key])
 
     def first_alarm(self, values: F8) -> int:
-        step = self._step
+        step, detector = self._step, self._detector
         for count, value in enumerate(values.tolist(), 1):
-            if step(value):
+            if step(detector, value):
                 return count
         return 0
 
     def state_bytes(self) -> int:
+        made = self._detector
         try:
-            return len(pickle.dumps(self._object))
+            return len(pickle.dumps(made[0] if isinstance(made, tuple) else made))
         except Exception:
             return 0
-
-
-def _never(value: float) -> bool:
-    del value
-    return False
 
 
 class Tumbling(Contender):
@@ -92,4 +103,4 @@ class Tumbling(Contender):
         return 0
 
     def state_bytes(self) -> int:
-        return int(self._reference.nbytes) + 8 * self.length
+        return 8 * self.length

@@ -12,6 +12,8 @@ from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
 from oodmon.records import ALL, ScoreBatch, Window
 from oodmon.registry import drift
+from oodmon.thresholds import Held, tune, tuned
+from oodmon.tuned import Tunable
 from oodmon.windows import Windowing, Windows
 
 __all__ = ["OURS", "Ours"]
@@ -27,14 +29,13 @@ class Ours(Contender):
     """One drift test on one stream, windows of `window` samples.
 
     Args:
-        name: of the test.
-        options: of the test.
+        test: the test.
         window: samples per base window.
-        promise: values between false alarms that the options ask for.
+        promise: values between false alarms that it is asked for.
     """
 
-    def __init__(self, name: str, window: int, promise: float, **options: Any) -> None:
-        self.test: DriftTest[Any] = drift.create(name, **options)
+    def __init__(self, test: DriftTest[Any], window: int, promise: float) -> None:
+        self.test = test
         self.window = window
         self.promise = promise
 
@@ -88,27 +89,43 @@ class Ours(Contender):
 
 
 def _budget(promise: float, window: int = WINDOW, tolerated: float = 0.0) -> Ours:
-    return Ours(
-        "budget",
-        window,
-        promise,
-        false_alarms=f"1 per {promise / window:g} windows",
-        tolerated_fraction=tolerated,
-    )
+    asked = f"1 per {promise / window:g} windows"
+    test = drift.create("budget", false_alarms=asked, tolerated_fraction=tolerated)
+    return Ours(test, window, promise)
+
+
+def _tuned(name: str, window: int, **options: Any) -> Ours:
+    """At the threshold that `oodmon fit` finds for the promise.
+
+    It is found once, on independent scores: their ranks have the same law whatever the scores.
+    """
+    scores = np.random.default_rng(7).standard_normal(10_000).astype(np.float32)
+    held = Held(Calibration.from_scores("d", "digest", scores), scores, np.empty(0, np.int64))
+    asked = f"1 per {PROMISE / window:g} windows"
+    test = drift.create(name, false_alarms=asked, **options)
+    if not isinstance(test, Tunable):
+        raise TypeError(f"{name} has no threshold to be found")
+    found = tune(test, {"d": held}, window, 1.0)
+    return Ours(tuned(test, found, {"d": held.calibration}, 1.0), window, PROMISE)
 
 
 OURS: dict[str, Callable[[], Contender]] = {
     "oodmon budget 10,000": lambda: _budget(PROMISE),
     "oodmon budget 1,000": lambda: _budget(1_000),
+    "oodmon budget 100": lambda: _budget(100),
+    "oodmon budget 100,000": lambda: _budget(100_000),
     "oodmon budget 1,000,000": lambda: _budget(1_000_000),
     "oodmon budget 10,000, tolerated 1 %": lambda: _budget(PROMISE, tolerated=0.01),
     "oodmon budget 100,000, windows of 256": lambda: _budget(100_000, 256),
-    "oodmon ks": lambda: Ours("ks", 64, PROMISE, alpha=64 / PROMISE),
-    "oodmon psi": lambda: Ours("psi", 64, PROMISE, alpha=64 / PROMISE),
-    "oodmon adwin": lambda: Ours("adwin", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW),
-    "oodmon page_hinkley": lambda: Ours(
-        "page_hinkley", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW
-    ),
-    "oodmon kswin": lambda: Ours("kswin", WINDOW, PROMISE, run_length_windows=PROMISE / WINDOW),
+    "oodmon ks": lambda: _tuned("ks", 64),
+    "oodmon cvm": lambda: _tuned("cvm", 64),
+    "oodmon js": lambda: _tuned("js", 64),
+    "oodmon psi": lambda: _tuned("psi", 64),
+    "oodmon wasserstein": lambda: _tuned("wasserstein", 64),
+    "oodmon adwin": lambda: _tuned("adwin", WINDOW),
+    "oodmon page_hinkley": lambda: _tuned("page_hinkley", WINDOW),
+    "oodmon kswin": lambda: _tuned("kswin", WINDOW),
+    "oodmon hddm": lambda: _tuned("hddm", WINDOW),
+    "oodmon ddm": lambda: _tuned("ddm", WINDOW),
 }
 """Name → how to make it."""

@@ -27,115 +27,108 @@ Build = Callable[[], Contender]
 def _river(name: str, **options: Any) -> Build:
     """A detector of `river.drift`, warmed up on the reference."""
 
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> Any:
         import river.drift
 
         detector = getattr(river.drift, name)(**options)
         for value in reference.tolist():
             detector.update(value)
+        return detector
 
-        def step(value: float) -> bool:
-            detector.update(value)
-            return bool(detector.drift_detected)
+    return lambda: OneByOne(build, _river_step)
 
-        return step, detector
 
-    return lambda: OneByOne(build)
+def _river_step(detector: Any, value: float) -> bool:
+    detector.update(value)
+    return bool(detector.drift_detected)
 
 
 def _river_binary(name: str) -> Build:
     """A detector of error rates on exceedances of the reference's upper `LEVEL` quantile."""
 
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> tuple[Any, float]:
         import river.drift.binary
 
         detector = getattr(river.drift.binary, name)()
         cut = float(np.quantile(reference, 1.0 - LEVEL))
         for value in reference.tolist():
             detector.update(value > cut)
+        return detector, cut
 
-        def step(value: float) -> bool:
-            detector.update(value > cut)
-            return bool(detector.drift_detected)
+    def step(made: tuple[Any, float], value: float) -> bool:
+        detector, cut = made
+        detector.update(value > cut)
+        return bool(detector.drift_detected)
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _frouros(name: str, **options: Any) -> Build:
     """A detector of `frouros.detectors.concept_drift`, warmed up on the reference."""
+    # It calls its input an error rate; its ADWIN accepts no negative one.
+    lift = 10.0 if name == "ADWIN" else 0.0
 
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> Any:
         frouros = importlib.import_module("frouros.detectors.concept_drift")
-
         config = getattr(frouros, f"{name}Config")(**options)
         detector = getattr(frouros, name)(config=config)
-        # It calls its input an error rate; its ADWIN accepts no negative one.
-        lift = 10.0 if name == "ADWIN" else 0.0
         for value in reference.tolist():
             detector.update(value=value + lift)
+        return detector
 
-        def step(value: float) -> bool:
-            detector.update(value=value + lift)
-            return bool(detector.drift)
+    def step(detector: Any, value: float) -> bool:
+        detector.update(value=value + lift)
+        return bool(detector.drift)
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _frouros_ks(window: int, alpha: float) -> Build:
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> Any:
         frouros = importlib.import_module("frouros.detectors.data_drift")
         detector = frouros.IncrementalKSTest(window_size=window)
         detector.fit(X=reference)
+        return detector
 
-        def step(value: float) -> bool:
-            result, _ = detector.update(value=value)
-            return result is not None and float(result.p_value) <= alpha
+    def step(detector: Any, value: float) -> bool:
+        result, _ = detector.update(value=value)
+        return result is not None and float(result.p_value) <= alpha
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _menelaus(name: str) -> Build:
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> Any:
         menelaus = importlib.import_module("menelaus.change_detection")
-
         detector = getattr(menelaus, name)()
         for value in reference.tolist():
             detector.update(value)
+        return detector
 
-        def step(value: float) -> bool:
-            detector.update(value)
-            return bool(detector.drift_state == "drift")
+    def step(detector: Any, value: float) -> bool:
+        detector.update(value)
+        return bool(detector.drift_state == "drift")
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _nonconform(name: str, threshold: float) -> Build:
     """A martingale of `nonconform` on smoothed split-conformal p-values, Shiryaev–Roberts alarm."""
 
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> tuple[Any, F8, np.random.Generator]:
         martingales = _nonconform_module()
         config = martingales.AlarmConfig(shiryaev_roberts_threshold=threshold)
         detector = getattr(martingales, name)(alarm_config=config)
-        ordered = np.sort(reference)
-        rng = np.random.default_rng(0)
+        return detector, np.sort(reference), np.random.default_rng(0)
 
-        def step(value: float) -> bool:
-            low = len(ordered) - int(np.searchsorted(ordered, value, side="right"))
-            high = len(ordered) - int(np.searchsorted(ordered, value, side="left"))
-            p = (low + rng.random() * (high - low + 1)) / (len(ordered) + 1)
-            return bool(detector.update(p).triggered_alarms)
+    def step(made: tuple[Any, F8, np.random.Generator], value: float) -> bool:
+        detector, ordered, rng = made
+        low = len(ordered) - int(np.searchsorted(ordered, value, side="right"))
+        high = len(ordered) - int(np.searchsorted(ordered, value, side="left"))
+        p = (low + rng.random() * (high - low + 1)) / (len(ordered) + 1)
+        return bool(detector.update(p).triggered_alarms)
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _nonconform_module() -> Any:
@@ -156,31 +149,28 @@ def _nonconform_module() -> Any:
 
 
 def _alibi(name: str, run_time: int) -> Build:
-    def build(reference: F8) -> tuple[Callable[[float], bool], Any]:
+    def build(reference: F8) -> Any:
         cd = importlib.import_module("alibi_detect.cd")
 
         column = reference.astype(np.float32)[:, None][:500]
         if name == "CVMDriftOnline":
-            detector = cd.CVMDriftOnline(
+            return cd.CVMDriftOnline(
                 column, ert=run_time, window_sizes=[20, 100], n_bootstraps=5_000, verbose=False
             )
-        else:
-            detector = getattr(cd, name)(
-                column,
-                ert=run_time,
-                window_size=40,
-                backend="pytorch",
-                n_bootstraps=2_000,
-                verbose=False,
-            )
+        return getattr(cd, name)(
+            column,
+            ert=run_time,
+            window_size=40,
+            backend="pytorch",
+            n_bootstraps=2_000,
+            verbose=False,
+        )
 
-        def step(value: float) -> bool:
-            found = detector.predict(np.array([value], np.float32))
-            return bool(found["data"]["is_drift"])
+    def step(detector: Any, value: float) -> bool:
+        found = detector.predict(np.array([value], np.float32))
+        return bool(found["data"]["is_drift"])
 
-        return step, detector
-
-    return lambda: OneByOne(build)
+    return lambda: OneByOne(build, step)
 
 
 def _ks(alpha: float) -> Callable[[F8, F8], bool]:

@@ -63,8 +63,12 @@ class Stream:
         """The same for every contender."""
         return np.random.default_rng([zlib.crc32(f"{self.name}/{change}".encode()), repetition])
 
-    def reference(self, rng: np.random.Generator, size: int, pools: Pools) -> F8:
-        """A data set from the law: independent samples, as `oodmon fit` calibrates with them."""
+    def reference(self, repetition: int, size: int, pools: Pools) -> F8:
+        """A data set from the law: independent samples, as `oodmon fit` calibrates with them.
+
+        All changes of a stream share the references, so that a slow set-up is done once.
+        """
+        rng = self.generator("reference", repetition)
         if self.pool:
             return rng.choice(pools[self.pool], size)
         values = rng.standard_normal(size)

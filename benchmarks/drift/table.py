@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from benchmarks.drift.best import best
 from benchmarks.drift.streams import Pools, Stream
-from benchmarks.drift.worker import Cell
+from benchmarks.drift.worker import Cell, Plan
 
 __all__ = ["Row", "plot", "plot_drifting", "rows", "save", "show", "show_drifting"]
+
+BUDGET: Final = "oodmon budget"
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Row:
         best: delay of the CUSUM that knows the change, at the same run length; NaN where none is
             known.
         ratio: delay / best; NaN where nothing was found.
+        waited: mean over all repetitions, those in which it was missed counted as all that came
+            after the change: less than the truth.
+        budget: that of our budget at the same run length, between those of its promises; NaN where
+            it was not run.
+        times: waited / budget: above 1 the budget is sooner at equal run length.
     """
 
     stream: str
@@ -50,6 +59,9 @@ class Row:
     values_per_second: float
     state_bytes: int
     repetitions: int
+    waited: float
+    budget: float = math.nan
+    times: float = math.nan
 
 
 def rows(cells: Iterable[Cell], streams: Sequence[Stream], pools: Pools) -> list[Row]:
@@ -90,9 +102,33 @@ def rows(cells: Iterable[Cell], streams: Sequence[Stream], pools: Pools) -> list
                 at_rest.rate,
                 at_rest.state_bytes,
                 cell.repetitions,
+                (cell.values + Plan.after * (cell.repetitions - cell.alarms)) / cell.repetitions,
             )
         )
-    return made
+    return _beside(made)
+
+
+def _beside(made: Sequence[Row]) -> list[Row]:
+    """With the budget at equal run length, by its own promises: the logarithm's line between them.
+
+    A budget that never alarmed is taken to keep no more than its promise.
+    """
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row in made:
+        if row.contender == f"{BUDGET} {row.promise:,.0f}":
+            length = max(row.run_length, row.promise) if row.at_least else row.run_length
+            points = lines.setdefault((row.stream, row.change), [])
+            points.append((math.log(length), row.waited))
+    out = []
+    for row in made:
+        points = sorted(lines.get((row.stream, row.change), ()))
+        if row.contender.startswith(BUDGET) or not points:
+            out.append(row)
+            continue
+        at, waited = (np.array(column) for column in zip(*points, strict=True))
+        budget = float(np.interp(math.log(row.run_length), at, waited))
+        out.append(replace(row, budget=budget, times=row.waited / budget))
+    return out
 
 
 def _kept(quiet: Cell, promise: float) -> str:
@@ -108,8 +144,11 @@ def show(table: Sequence[Row]) -> None:
         block = [row for row in table if row.stream == stream]
         changes = list(dict.fromkeys(row.change for row in block))
         width = max(len(row.contender) for row in block)
-        print(f"\n== {stream}: mean delay ± standard error (missed of repetitions), ratio to best")
-        head = "".join(f"{change:>28}" for change in changes)
+        print(
+            f"\n== {stream}: mean delay ± standard error (missed of repetitions), ratio to the "
+            "best possible at this run length; x: times the budget's at this run length"
+        )
+        head = "".join(f"{change:>30}" for change in changes)
         print(
             f"{'':{width}}{'run length':>12} {'promise':>10} {'kept':>4}{head}"
             f"{'values/s':>12}{'state B':>9}"
@@ -121,7 +160,7 @@ def show(table: Sequence[Row]) -> None:
             text += (
                 f"{first.promise:>10,.0f} {first.kept:>4}" if first.promise else f"{'-':>10}     "
             )
-            text += "".join(f"{_delay(mine[c]) if c in mine else '':>28}" for c in changes)
+            text += "".join(f"{_delay(mine[c]) if c in mine else '':>30}" for c in changes)
             print(f"{text}{first.values_per_second:>12,.0f}{first.state_bytes or '-':>9}")
 
 
@@ -130,7 +169,8 @@ def _delay(row: Row) -> str:
         return f"missed {row.missed}"
     missed = f" ({row.missed}/{row.repetitions})" if row.missed else ""
     ratio = f"{row.ratio:5.1f}" if math.isfinite(row.ratio) else "    -"
-    return f"{row.delay:,.0f}±{row.error:,.0f}{missed} {ratio}"
+    times = f" x{row.times:.1f}" if math.isfinite(row.times) else ""
+    return f"{row.delay:,.0f}±{row.error:,.0f}{missed} {ratio}{times}"
 
 
 def save(table: Sequence[Row], path: Path) -> None:

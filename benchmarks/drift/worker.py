@@ -1,6 +1,7 @@
 """Runs one contender on every stream and prints a JSON line per cell.
 
-python -m benchmarks.drift.worker CONTENDER, with a plan as JSON on standard input.
+python -m benchmarks.drift.worker CONTENDER, with a plan as JSON on standard input, and under `done`
+what need not be run again: [stream, change].
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ from benchmarks.drift.streams import QUIET, Change, Pools, Stream
 __all__ = ["Cell", "Plan"]
 
 LEAST = 3
-"""Repetitions that even a slow contender is given."""
+"""Repetitions that a slow contender is given."""
+SLOW = 5.0
+"""Beyond so many times the seconds of a cell not even those."""
 DRIFTING = 2_000
 """Values that are the reference on a stream which drifts by itself."""
 SLOWEST = 20_000
 """Values per second below which a contender is not put on those."""
+MOST = 200
+"""Alarms on such a stream, after which it is left."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Plan:
 
     Attributes:
         repetitions: of each cell, at most.
-        seconds: of a cell, after which no repetition is begun.
+        seconds: of processor time in a cell, after which no repetition is begun; setting a
+            detector up with a reference that it has not seen yet is not counted.
         reference: scores in the reference.
         control: values without a change, for the run length.
         after: values after a change, within which it has to be found.
@@ -76,6 +82,7 @@ class Cell:
         rate: values per second of processor time; 0 where it was not taken.
         state_bytes: what a restart needs.
         promise: values between false alarms that the settings state.
+        seconds: of processor time that the cell took.
     """
 
     contender: str
@@ -89,17 +96,41 @@ class Cell:
     rate: float = 0.0
     state_bytes: int = 0
     promise: float = 0.0
+    seconds: float = 0.0
+
+
+class _Clock:
+    """Processor time of a cell, and of it what setting up cost."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._begun = time.process_time()
+        self._set_up = 0.0
+
+    def begin(self, one: Contender, reference: npt.NDArray[np.float64]) -> None:
+        """Set the contender up for a repetition."""
+        start = time.process_time()
+        one.begin(reference)
+        self._set_up += time.process_time() - start
+
+    @property
+    def spent(self) -> float:
+        """Seconds, with all."""
+        return time.process_time() - self._begun
+
+    def up(self, done: int) -> bool:
+        """Whether no further repetition is to be begun after so many."""
+        fed = self.spent - self._set_up
+        return fed > self._seconds and (done >= LEAST or fed > SLOW * self._seconds)
 
 
 def run_length(one: Contender, name: str, stream: Stream, plan: Plan, pools: Pools) -> Cell:
     """Time to the first alarm without a change, cut at `plan.control`; and the speed."""
-    begun = time.process_time()
+    clock = _Clock(plan.seconds)
     done, alarms, at_risk, spent, fed = 0, 0, 0, 0.0, 0
     for repetition in range(plan.repetitions):
-        rng = stream.generator("", repetition)
-        reference = stream.reference(rng, plan.reference, pools)
-        values = stream.draw(rng, plan.control, 0, Change(""), pools)
-        one.begin(reference)
+        values = stream.draw(stream.generator("", repetition), plan.control, 0, Change(""), pools)
+        clock.begin(one, stream.reference(repetition, plan.reference, pools))
         start = time.process_time()
         found = one.first_alarm(values)
         spent += time.process_time() - start
@@ -107,7 +138,7 @@ def run_length(one: Contender, name: str, stream: Stream, plan: Plan, pools: Poo
         alarms += found > 0
         at_risk += found or len(values)
         done += 1
-        if done >= LEAST and time.process_time() - begun > plan.seconds:
+        if clock.up(done):
             break
     return Cell(
         name,
@@ -119,6 +150,7 @@ def run_length(one: Contender, name: str, stream: Stream, plan: Plan, pools: Poo
         rate=fed / max(spent, 1e-9),
         state_bytes=one.state_bytes(),
         promise=one.promise,
+        seconds=clock.spent,
     )
 
 
@@ -126,13 +158,13 @@ def delay(
     one: Contender, name: str, stream: Stream, change: Change, plan: Plan, pools: Pools
 ) -> Cell:
     """Values from the change to the alarm; an alarm before it makes the contender start anew."""
-    begun = time.process_time()
+    clock = _Clock(plan.seconds)
     done, alarms, total, squares, false = 0, 0, 0.0, 0.0, 0
     for repetition in range(plan.repetitions):
+        reference = stream.reference(repetition, plan.reference, pools)
         rng = stream.generator(change.name, repetition)
-        reference = stream.reference(rng, plan.reference, pools)
         values = stream.draw(rng, QUIET, plan.after, change, pools)
-        one.begin(reference)
+        clock.begin(one, reference)
         at, waited = 0, math.inf
         while at < len(values):
             found = one.first_alarm(values[at:])
@@ -149,10 +181,19 @@ def delay(
             alarms += 1
             total += waited
             squares += waited**2
-        if done >= LEAST and time.process_time() - begun > plan.seconds:
+        if clock.up(done):
             break
     return Cell(
-        name, stream.name, change.name, done, alarms, total, squares, false, promise=one.promise
+        name,
+        stream.name,
+        change.name,
+        done,
+        alarms,
+        total,
+        squares,
+        false,
+        promise=one.promise,
+        seconds=clock.spent,
     )
 
 
@@ -163,7 +204,7 @@ def over_time(one: Contender, values: npt.NDArray[np.float64]) -> list[int]:
     """
     alarms: list[int] = []
     at = DRIFTING
-    while at < len(values):
+    while at < len(values) and len(alarms) < MOST:
         one.begin(values[at - DRIFTING : at])
         found = one.first_alarm(values[at:])
         if not found:
@@ -186,24 +227,38 @@ def contender(name: str) -> Contender:
 
 
 def main() -> None:
-    """All cells of one contender."""
+    """All cells of one contender that are not done yet."""
     name = sys.argv[1]
-    plan = Plan(**json.load(sys.stdin))
+    asked = json.load(sys.stdin)
+    done = {(stream, change) for stream, change in asked.pop("done", ())}
+    plan = Plan(**asked)
     warnings.simplefilter("ignore")
     pools = laws.load(plan.pools)
     one = contender(name)
-    one.begin(np.random.default_rng(0).standard_normal(plan.reference))
-    rates: list[float] = []
     for stream in plan.streams(pools):
-        cells = [run_length(one, name, stream, plan, pools)]
-        cells += [delay(one, name, stream, change, plan, pools) for change in stream.changes]
-        for cell in cells:
+        for change in (Change(""), *stream.changes):
+            if (stream.name, change.name) in done:
+                continue
+            if change.name:
+                cell = delay(one, name, stream, change, plan, pools)
+            else:
+                cell = run_length(one, name, stream, plan, pools)
             print(json.dumps(asdict(cell)), flush=True)
-        rates.append(cells[0].rate)
     for stream_name in sorted(found for found in pools if found.startswith("drifting/")):
-        if rates and min(rates) >= SLOWEST and not plan.only:
-            told = {"contender": name, "drifting": stream_name.removeprefix("drifting/")}
-            print(json.dumps(told | {"at": over_time(one, pools[stream_name])}), flush=True)
+        told = stream_name.removeprefix("drifting/")
+        if (told, "") in done or plan.only not in told:
+            continue
+        values = pools[stream_name]
+        at = over_time(one, values) if _rate(one, values) >= SLOWEST else None
+        print(json.dumps({"contender": name, "drifting": told, "at": at}), flush=True)
+
+
+def _rate(one: Contender, values: npt.NDArray[np.float64]) -> float:
+    """Values per second."""
+    one.begin(values[:DRIFTING])
+    start = time.process_time()
+    fed = one.first_alarm(values[DRIFTING : 2 * DRIFTING]) or DRIFTING
+    return fed / max(time.process_time() - start, 1e-9)
 
 
 if __name__ == "__main__":
