@@ -15,6 +15,7 @@ from oodmon.cli.options import config_argument
 from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
+    from oodmon.contexts import Context
     from oodmon.fitting import Fitting
 
 __all__ = ["fit"]
@@ -57,9 +58,11 @@ def fit(
     \b
       package.module:function  called without arguments; returns (model, data) or data, where data
                                is a pair of arrays (inputs, labels), a Dataset, a DataLoader, or
-                               any re-iterable of such batches; labels may be None
+                               any re-iterable of such batches; labels may be None, and a third
+                               part {"times": …, "segments": …} may say when and where
       file.npz                 arrays `inputs` (used as they are) or `images` (bytes become
-                               [0, 1], channels first), and `labels`; needs --model
+                               [0, 1], channels first), and `labels`; needs --model. Arrays
+                               `times` and `segments` say when and where samples were seen
       folder/                  one sub-folder of images per class; needs --model and Pillow
 
     Samples with the label -1 are known outliers: detectors that can (deep_sad, introspection,
@@ -98,6 +101,7 @@ def fit(
             device=device,
             in_order=in_order,
             progress=bars,
+            context=_context(config),
         )
     folder = _write(fitting, half.states)
     _tell(fitting, folder)
@@ -112,6 +116,19 @@ def fit(
             seed=seed,
             in_order=in_order,
         )
+
+
+def _context(path: str) -> Context:
+    """What the daemon will rank within, as far as its half of the config is here."""
+    from oodmon.config.parse import load
+    from oodmon.contexts import Context
+    from oodmon.errors import ConfigError
+
+    try:
+        daemon = load(path, "daemon").daemon
+    except ConfigError:
+        return Context()
+    return Context() if daemon is None else daemon.calibration.ranked_within
 
 
 def _write(fitting: Fitting, states: str) -> Path:

@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from oodmon.calibration import Calibration
+from oodmon.contexts import Context
 from oodmon.contracts import Detector, Probe, Reads, Tap
 from oodmon.detectors import Reference, Scorer
 from oodmon.errors import ContractError
+from oodmon.fitting.placed import check
 from oodmon.fitting.reading import Reading, place_of, reads_of
 from oodmon.fitting.shares import Shares, moved
 from oodmon.fitting.sources import Source
@@ -105,6 +107,7 @@ def fit(
     device: str = "",
     in_order: bool = False,
     progress: Progress | None = None,
+    context: Context = Context(),  # noqa: B008  # frozen
 ) -> Fitting:
     """Learn and calibrate every detector.
 
@@ -120,6 +123,7 @@ def fit(
         device: where the model and the detectors run; "" leaves the model where it is.
         in_order: the data is in the order as served, so neighbours are kept together.
         progress: told how far it is.
+        context: what scores will be ranked within: the data has to say it.
 
     Raises:
         ContractError: the tap finds no layer, or the data cannot be used.
@@ -135,7 +139,7 @@ def fit(
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
         shares = Shares(Path(scratch), learn_share, seed, RUN if in_order else 1)
         reads = reads_of(pinned.values())
-        found = _run(model, source, tap, reads, shares, tell)
+        found = _run(model, source, tap, reads, shares, tell, context)
         if min(shares.learn.rows, shares.calibrate.rows) < _LEAST:
             raise ContractError(
                 f"{shares.learn.rows} samples to learn from and {shares.calibrate.rows} to "
@@ -197,8 +201,13 @@ def _fit_one(
         raise ContractError(
             f"detector {name!r} could score {len(valid)} of {len(scores)} held-out samples"
         )
-    calibration = Calibration.from_scores(
-        name, scorer.digest, scores, classes, measures=detector.measures
+    labelled, wrong = shares.held
+    calibration = dataclasses.replace(
+        Calibration.from_scores(
+            name, scorer.digest, scores, classes, detector.measures, **shares.places
+        ),
+        labelled=labelled,
+        wrong=wrong,
     )
     tell(name, 1.0, "done")
     return Fitted(
@@ -223,14 +232,21 @@ def _predicted(shares: Shares) -> npt.NDArray[np.int64]:
 
 
 def _run(
-    model: nn.Module, source: Source, tap: Tap, reads: Reads, shares: Shares, tell: Progress
+    model: nn.Module,
+    source: Source,
+    tap: Tap,
+    reads: Reads,
+    shares: Shares,
+    tell: Progress,
+    context: Context,
 ) -> tuple[str, ...]:
     """Every sample through the tapped model once; what the tap found."""
     done = 0
     with Reading(model, tap, reads) as reading:
         for batch in source.batches():
+            check(batch.places, context, source.told)
             acts = reading.read(batch)
-            shares.add(acts)
+            shares.add(acts, batch.places)
             done += acts.rows
             tell("tap", done / source.samples if source.samples else 0.0, f"{done} samples")
     tell("tap", 1.0, f"{done} samples")

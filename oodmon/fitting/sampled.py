@@ -88,6 +88,7 @@ def rows_of(batch: Batch, chosen: Tensor | slice) -> Batch:
         arguments=_rows(batch.arguments, chosen, count),
         named=_rows(batch.named, chosen, count),
         labels=None if batch.labels is None else batch.labels[chosen],
+        places={},
     )
 
 

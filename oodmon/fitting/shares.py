@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from oodmon.detectors.outliers import OUTLIER
+from oodmon.fitting.placed import Places, joined
 from oodmon.records import Activations
 
 __all__ = ["Kept", "Shares", "moved"]
@@ -74,7 +76,10 @@ class Shares:
     _draw: np.random.Generator = field(init=False)
     _right: int = 0
     _labelled: int = 0
+    _held_right: int = 0
+    _held_labelled: int = 0
     _seen: int = 0
+    _places: list[tuple[Places, npt.NDArray[np.bool_]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._draw = np.random.default_rng([self.seed, 1])
@@ -82,19 +87,26 @@ class Shares:
         self.calibrate = Kept(self.folder / "calibrate")
         self.outliers = Kept(self.folder / "outliers")
 
-    def add(self, acts: Activations) -> None:
-        """Take one labelled batch."""
+    def add(self, acts: Activations, places: Places = MappingProxyType({})) -> None:
+        """Take one labelled batch, and when and where its samples were seen."""
         acts = moved(acts, torch.device("cpu"))
+        held = np.ones(acts.rows, np.bool_)
         if acts.labels is not None and bool((acts.labels == OUTLIER).any()):
             known = acts.labels == OUTLIER
             self.outliers.add(_rows(acts, known))
             acts = _rows(acts, ~known)
+            held = ~known.numpy()
         chosen = torch.from_numpy(self.choose(acts.rows))
         self.learn.add(_rows(acts, chosen))
         self.calibrate.add(_rows(acts, ~chosen))
+        held[held] = ~chosen.numpy()
+        self._places.append((places, held))
         if acts.labels is not None and acts.logits is not None:
-            self._right += int((acts.logits.argmax(1) == acts.labels).sum())
+            right = acts.logits.argmax(1) == acts.labels
+            self._right += int(right.sum())
             self._labelled += acts.rows
+            self._held_right += int(right[~chosen].sum())
+            self._held_labelled += int((~chosen).sum())
 
     def choose(self, rows: int) -> npt.NDArray[np.bool_]:
         """Which of the next rows are to learn from; each call goes on where the last one ended."""
@@ -105,6 +117,16 @@ class Shares:
         before, after = np.floor(runs * self.learn_share), np.floor((runs + 1) * self.learn_share)
         chosen: npt.NDArray[np.bool_] = after > before
         return chosen
+
+    @property
+    def places(self) -> Places:
+        """When and where the samples that calibrate were seen, in their order."""
+        return joined(self._places)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Labelled samples among those that calibrate, and how many were answered wrongly."""
+        return self._held_labelled, self._held_labelled - self._held_right
 
     @property
     def accuracy(self) -> float:

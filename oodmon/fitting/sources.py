@@ -7,7 +7,7 @@ data sets are shuffled once with the seed; loaders and other iterables keep thei
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from oodmon.detectors.outliers import OUTLIER
 from oodmon.errors import ContractError
+from oodmon.fitting.placed import PLACES, Places, is_places, places
 
 __all__ = ["Batch", "Source", "from_data", "from_images", "from_npz"]
 
@@ -36,11 +37,13 @@ class Batch:
     Attributes:
         arguments, named: of the model's forward.
         labels: int64 (B,), or none where the data set has none.
+        places: when and where each was seen, as far as that is known.
     """
 
     arguments: tuple[Any, ...]
     named: Mapping[str, Any]
     labels: Tensor | None
+    places: Places = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -72,13 +75,17 @@ def from_data(data: Any, *, batch_size: int, seed: int) -> Source:
     Takes a pair of arrays or tensors (inputs, labels or none); a map-style `Dataset` of (input,
     label) or of inputs; a `DataLoader` or any other iterable of such batches, which must not be
     used up by one pass. An input that is a dict is given to the model by name, a tuple as several
-    arguments. `ContractError` says what else was found.
+    arguments. A third part {"times": …, "segments": …} says when and where samples were seen.
+    `ContractError` says what else was found.
     """
+    said: Any = {}
+    if isinstance(data, (tuple, list)) and len(data) == 3 and is_places(data[2]):
+        data, said = data[:2], data[2]
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
         labels = None if data[1] is None else _labels(data[1])
-        return _from_arrays(_tensor(data[0]), labels, batch_size, seed, "arrays")
+        return _from_arrays(_tensor(data[0]), labels, batch_size, seed, "the data", said)
     if _is_array(data):
-        return _from_arrays(_tensor(data), None, batch_size, seed, "an array")
+        return _from_arrays(_tensor(data), None, batch_size, seed, "an array", {})
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         length = len(data)  # type: ignore[arg-type]  # `Dataset` itself does not declare it
         order = _order(length, seed)
@@ -106,6 +113,8 @@ def from_npz(
 ) -> Source:
     """Arrays ``inputs`` (as they are) or ``images`` (see `_images`), and ``labels`` if there.
 
+    So are ``times`` and ``segments``, which ranks within an hour or a segment need.
+
     The label -1 marks a known outlier; rows with one below that are left out. Nothing is
     unpickled. With `labelled` off the labels are left alone, and every row is taken.
     `ContractError` says what the file holds instead.
@@ -121,17 +130,20 @@ def from_npz(
                 )
             array = file[inputs]
             classes = None if labels is None else file[labels]
+            said = {name: file[name] for name in PLACES if name in file}
     except (OSError, ValueError, EOFError) as error:
         raise ContractError(f"{path}: not a readable .npz file: {error}") from error
     if classes is not None and len(classes) != len(array):
         raise ContractError(f"{path}: {len(array)} {inputs}, but {len(classes)} {labels}")
     if classes is not None and (np.asarray(classes) < OUTLIER).any():
         # Of an unknown class: such rows teach nothing about it.
-        array, classes = array[classes >= OUTLIER], classes[classes >= OUTLIER]
+        known_rows = classes >= OUTLIER
+        said = {n: c[known_rows] if len(c) == len(array) else c for n, c in said.items()}
+        array, classes = array[known_rows], classes[known_rows]
     images = inputs == "images" and transform is None
     tensor = _images(array) if images else _tensor(array)
     known = None if classes is None else _labels(classes)
-    source = _from_arrays(tensor, known, batch_size, seed, str(path))
+    source = _from_arrays(tensor, known, batch_size, seed, str(path), said)
     return source if transform is None else _transformed(source, transform)
 
 
@@ -204,16 +216,23 @@ def from_images(
 
 
 def _from_arrays(
-    inputs: Tensor, labels: Tensor | None, batch_size: int, seed: int, told: str
+    inputs: Tensor,
+    labels: Tensor | None,
+    batch_size: int,
+    seed: int,
+    told: str,
+    said: Mapping[str, Any],
 ) -> Source:
     if labels is not None and len(labels) != len(inputs):
         raise ContractError(f"{told}: {len(inputs)} inputs, but {len(labels)} labels")
     order = _order(len(inputs), seed)
+    known = places(said, len(inputs), told)
 
     def batches() -> Iterator[Batch]:
         for chosen in _chunks(order, batch_size):
             rows = torch.tensor(chosen)
-            yield Batch((inputs[rows],), {}, None if labels is None else labels[rows])
+            here = {name: column[chosen] for name, column in known.items()}
+            yield Batch((inputs[rows],), {}, None if labels is None else labels[rows], here)
 
     return Source(batches, len(inputs), f"{len(inputs)} samples of {told}")
 
@@ -222,7 +241,7 @@ def _transformed(source: Source, transform: Callable[[Any], Any]) -> Source:
     def batches() -> Iterator[Batch]:
         for batch in source.batches():
             rows = [torch.as_tensor(transform(row)) for row in batch.arguments[0]]
-            yield Batch((torch.stack(rows),), {}, batch.labels)
+            yield Batch((torch.stack(rows),), {}, batch.labels, batch.places)
 
     return Source(batches, source.samples, source.told)
 
@@ -245,8 +264,11 @@ def _images(pixels: npt.NDArray[Any]) -> Tensor:
 def _batch(item: Any) -> Batch:
     """One batch of a loader: (inputs, labels), inputs alone, or a dict that may hold labels."""
     labels = None
+    said: Mapping[str, Any] = {}
     inputs = item
-    if isinstance(item, (tuple, list)) and len(item) == 2:
+    if isinstance(item, (tuple, list)) and len(item) == 3 and is_places(item[2]):
+        inputs, labels, said = item
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
         inputs, labels = item
     elif isinstance(item, (tuple, list)) and len(item) == 1:
         (inputs,) = item
@@ -254,11 +276,16 @@ def _batch(item: Any) -> Batch:
         labels = item["labels"]
         inputs = {name: value for name, value in item.items() if name != "labels"}
     known = None if labels is None else _labels(labels)
+    arguments: tuple[Tensor, ...] = ()
+    named: dict[str, Tensor] = {}
     if isinstance(inputs, Mapping):
-        return Batch((), {str(name): _tensor(value) for name, value in inputs.items()}, known)
-    if isinstance(inputs, (tuple, list)):
-        return Batch(tuple(_tensor(value) for value in inputs), {}, known)
-    return Batch((_tensor(inputs),), {}, known)
+        named = {str(name): _tensor(value) for name, value in inputs.items()}
+    elif isinstance(inputs, (tuple, list)):
+        arguments = tuple(_tensor(value) for value in inputs)
+    else:
+        arguments = (_tensor(inputs),)
+    made = Batch(arguments, named, known)
+    return replace(made, places=places(said, made.rows, "a batch")) if said else made
 
 
 def _labels(values: Any) -> Tensor:

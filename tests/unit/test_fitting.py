@@ -13,6 +13,8 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset  # noqa: E402
 
+from oodmon.calibration import Calibration  # noqa: E402
+from oodmon.contexts import Context  # noqa: E402
 from oodmon.errors import ContractError  # noqa: E402
 from oodmon.fitting import fit, shares  # noqa: E402
 from oodmon.fitting.measure import measure  # noqa: E402
@@ -217,6 +219,111 @@ def test_measuring_scores_every_sample_and_leaves_the_model_as_it_was() -> None:
         measure(
             model, from_data([], batch_size=1, seed=0), tap=taps.create("hooks"), scorers=scorers
         )
+
+
+TIMES = 1_700_000_000_000_000_000 + 3_600_000_000_000 * np.arange(ROWS)
+
+
+def _placed(**said: Any) -> dict[str, Any]:
+    named = np.where(np.arange(ROWS) % 2 == 0, "even", "odd")
+    return {"times": TIMES, "segments": named} | said
+
+
+def _npz(folder: Path, said: dict[str, Any]) -> Source:
+    inputs, labels = arrays()
+    path = folder / "reference.npz"
+    np.savez(path, inputs=inputs.numpy(), labels=labels.numpy(), **said)
+    return from_npz(path, batch_size=64, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["npz", "arrays", "loader"])
+def test_when_and_where_samples_were_seen_goes_into_the_calibration(
+    kind: str, tmp_path: Path
+) -> None:
+    inputs, labels = arrays()
+    labels = labels.clone()
+    # Each sample's score tells which it is.
+    inputs = torch.arange(float(ROWS))[:, None] * torch.ones(1, inputs.shape[1])
+    labels[:20] = -1
+    said = _placed()
+    if kind == "npz":
+        said["times"] = TIMES.astype("datetime64[ns]").astype("datetime64[s]")
+        np.savez(tmp_path / "r.npz", inputs=inputs.numpy(), labels=labels.numpy(), **said)
+        source = from_npz(tmp_path / "r.npz", batch_size=64, seed=0)
+    elif kind == "arrays":
+        source = from_data((inputs, labels, said), batch_size=64, seed=0)
+    else:
+        batches = [
+            (
+                inputs[at : at + 50],
+                labels[at : at + 50],
+                {
+                    "times": torch.from_numpy(TIMES[at : at + 50]),
+                    "segments": list(said["segments"][at : at + 50]),
+                },
+            )
+            for at in range(0, ROWS, 50)
+        ]
+        source = from_data(batches, batch_size=64, seed=0)
+    head = nn.Linear(4, 3)
+    model = nn.Sequential(nn.Identity(), head)
+    with torch.no_grad():
+        head.weight.zero_()[0] = 1.0
+        head.bias.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    fitted = run(
+        model,
+        source,
+        detectors={"max": detectors.create("max_logit")},
+        context=Context(("hour", "segment")),
+    )
+    calibration = fitted.detectors["max"].calibration
+    assert len(calibration) == fitted.calibrated < ROWS - 20
+    rows = np.rint((-calibration.scores - 1.0) / 4.0).astype(int)
+    assert rows.min() >= 20, "known outliers are no reference"
+    np.testing.assert_array_equal(calibration.times, TIMES[rows])
+    names = np.array(calibration.segments)[calibration.segment]
+    np.testing.assert_array_equal(names, said["segments"][rows])
+    # Class 0 is what this model always answers.
+    assert calibration.labelled == fitted.calibrated
+    assert calibration.wrong == int((labels.numpy()[rows] != 0).sum())
+    calibration.save(tmp_path / "c.safetensors")
+    again = Calibration.load(tmp_path / "c.safetensors")
+    assert again.fingerprint == calibration.fingerprint
+    assert (again.labelled, again.wrong, again.segments) == (
+        calibration.labelled,
+        calibration.wrong,
+        ("even", "odd"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"times": TIMES[:9]}, rf"{ROWS} samples, but times of shape \(9,\)"),
+        ({"times": TIMES / 1e9}, "found float64"),
+        ({"times": TIMES // 1_000_000_000}, "no time in nanoseconds"),
+        ({"times": np.full(ROWS, "NaT", "datetime64[s]")}, "NaT"),
+        ({"segments": np.zeros(ROWS)}, "segments: expected names, found float64"),
+    ],
+)
+def test_times_and_segments_that_are_none(
+    said: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ContractError, match=message):
+        _npz(tmp_path, _placed(**said))
+
+
+def test_what_ranks_within_a_context_need_is_named_before_anything_is_learnt(
+    tmp_path: Path,
+) -> None:
+    inputs, labels = arrays()
+    model = Net()
+    only = {"segments": _placed()["segments"]}
+    with pytest.raises(ContractError, match=r"context is hour.*reference\.npz.*`times`"):
+        run(model, _npz(tmp_path, only), context=Context(("hour",)))
+    half = [(inputs[:50], labels[:50], {"times": TIMES[:50]}), (inputs[50:100], labels[50:100])]
+    with pytest.raises(ContractError, match="1 of 2 batches do not say the times"):
+        run(model, from_data(half, batch_size=64, seed=0))
 
 
 def test_what_a_score_measures_goes_into_its_calibration() -> None:
