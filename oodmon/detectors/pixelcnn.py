@@ -18,7 +18,7 @@ from oodmon.detectors.training import Plan, Trained, train, whiten_
 from oodmon.records import Activations
 from oodmon.registry import detectors
 
-__all__ = ["PixelCNN", "levels_of", "masked", "predict"]
+__all__ = ["PixelCNN", "levels_of", "masked", "mixture_logs", "predict"]
 
 _FIRST: Final = 7
 _LATER: Final = 3
@@ -26,6 +26,12 @@ _LATER: Final = 3
 
 _OUTSIDE: Final = 2
 """Levels of their own for what is darker or brighter than anything in the reference."""
+
+_PER_LOGISTIC: Final = 3
+"""Outputs of the network for each logistic: log-odds of its share, mean, log of its scale."""
+
+_SMALLEST_SCALE: Final = -7.0
+"""The log of a logistic's scale is at least this, in halves of the range (Salimans et al.)."""
 
 _MARGIN: Final = 1.0
 """Nats a dimension by which an outlier is to be less likely (Hendrycks et al., section 4.4)."""
@@ -47,10 +53,14 @@ class PixelCNN(Trained):
     Learns     mean (the darkest value), scale (a level's width) of each channel; first.*, block*.*,
                last*.*: weights, with zeros where a pixel would see what is not before it
     Score      -log2 p(x) / (C·H·W), p(x) the product over the pixels in raster order, >= 0
-    Reference  van den Oord et al., NeurIPS 2016; outliers as in Hendrycks et al., ICLR 2019
+    Reference  van den Oord et al., NeurIPS 2016; with `logistics` Salimans et al., ICLR 2017,
+               equation 2; outliers as in Hendrycks et al., ICLR 2019
 
     Options: `levels` that the range of each channel is cut into (what lies outside the reference's
-    range counts as a level that never came); `blocks` of the network, `width` channels wide;
+    range counts as a level that never came); `logistics`: 0 gives every level a probability of its
+    own, M makes them a mixture of M discretised logistics (10 in PixelCNN++), which many levels
+    need: with `levels: 256` the score of byte images is in exact bits per dimension; `blocks` of
+    the network, `width` channels wide;
     `side`: larger images are averaged down to it; `outliers`: reference rows with the label -1 are
     known outliers, which after training are made less likely by a margin of 1 nat a dimension in
     a quarter as many epochs again; `epochs`, `rows` and `learning_rate` as in `rnd`. The channels
@@ -65,9 +75,11 @@ class PixelCNN(Trained):
     learning_rate: float = 2e-3
     side: int = 14
     levels: int = 8
+    logistics: int = 0
     blocks: int = 4
     outliers: bool = False
 
+    may_be_zero: ClassVar[tuple[str, ...]] = ("logistics",)
     each_element: ClassVar[bool] = False
     cut: ClassVar[float] = _FAR
     paper: ClassVar[Paper | None] = Paper(
@@ -83,7 +95,7 @@ class PixelCNN(Trained):
     def examples(cls) -> Sequence[dict[str, Any]]:
         """Option sets that the conformity checks run."""
         small = {"epochs": 2, "width": 8, "blocks": 1, "side": 6}
-        return (small, {**small, "outliers": True})
+        return (small, {**small, "outliers": True}, {**small, "levels": 256, "logistics": 3})
 
     def reads(self) -> Reads:
         """The inputs, and labels where they mark outliers."""
@@ -97,7 +109,8 @@ class PixelCNN(Trained):
             sizes[f"block{i}.look"] = (inner, inner, _LATER)
             sizes[f"block{i}.widen"] = (width, inner, 1)
         sizes["last0"] = (width, width, 1)
-        sizes["last1"] = (depth * (self.levels + _OUTSIDE), width, 1)
+        each = self.logistics * _PER_LOGISTIC or self.levels + _OUTSIDE
+        sizes["last1"] = (depth * each, width, 1)
         shapes: Shapes = {}
         for name, (after, before, side) in sizes.items():
             shapes[f"{name}.weight"] = (after, before, side, side)
@@ -122,7 +135,7 @@ class PixelCNN(Trained):
         draw: torch.Generator,
         reference: Reference,
     ) -> State:
-        levels = levels_of(whiten_(values, state, self.cut), self.levels).to(torch.uint8)
+        levels = levels_of(whiten_(values, state, self.cut), self.levels).to(torch.int16)
         found = None
         if self.outliers:
             found = gather_outliers(reference, self._values, self.rows, self.name)
@@ -165,8 +178,12 @@ class PixelCNN(Trained):
 
     def _nats(self, levels: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """-log p a dimension, (B,), of levels (B, C, H, W)."""
-        logits = predict(levels, weights, self.levels)
-        return functional.cross_entropy(logits, levels, reduction="none").flatten(1).mean(dim=1)
+        found = predict(levels, weights, self.levels)
+        if self.logistics:
+            nats = mixture_logs(levels, found, self.levels).neg()
+        else:
+            nats = functional.cross_entropy(found, levels, reduction="none")
+        return nats.flatten(1).mean(dim=1)
 
 
 def levels_of(white: Tensor, levels: int) -> Tensor:
@@ -196,7 +213,10 @@ def masked(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def predict(levels: Tensor, weights: Mapping[str, Tensor], count: int) -> Tensor:
-    """Logits (B, count + 2, C, H, W) of each pixel's level from the levels before it."""
+    """What the network says of each pixel's level from the levels before it, (B, J, C, H, W).
+
+    J logits, one for each of count + 2 levels, or the numbers that `mixture_logs` takes.
+    """
     depth = levels.shape[1]
     shade = 2.0 * levels.to(weights["first.weight"].dtype) / (count + 1) - 1.0
     found = _convolve(shade, weights, "first")
@@ -207,8 +227,31 @@ def predict(levels: Tensor, weights: Mapping[str, Tensor], count: int) -> Tensor
         found = found + _convolve(inner, weights, f"block{i}.widen")
         i += 1
     found = functional.relu(_convolve(functional.relu(found), weights, "last0"))
-    logits = _convolve(found, weights, "last1")
-    return logits.reshape(len(levels), count + _OUTSIDE, depth, *levels.shape[2:])
+    found = _convolve(found, weights, "last1")
+    return found.reshape(len(levels), -1, depth, *levels.shape[2:])
+
+
+def mixture_logs(levels: Tensor, outputs: Tensor, count: int) -> Tensor:
+    """log p of levels (B, C, H, W) under a mixture of discretised logistics, in the same shape.
+
+    Args:
+        levels: 0 to count + 1; the first takes all that lies below it, the last all above.
+        outputs: (B, 3·M, C, H, W): M log-odds of the shares, M means, M logs of the scales, both
+            in a unit in which the levels reach from -1 to 1.
+        count: of the levels within the reference's range.
+    """
+    odds, mean, log_scale = outputs.chunk(_PER_LOGISTIC, dim=1)
+    log_scale = log_scale.clamp(min=_SMALLEST_SCALE)
+    per_scale = torch.exp(-log_scale)
+    half = 1.0 / (count + 1)
+    away = (2.0 * half * levels.to(outputs.dtype) - 1.0).unsqueeze(1) - mean
+    above, below = per_scale * (away + half), per_scale * (away - half)
+    # σ(a) - σ(b) = σ(a) · σ(-b) · (1 - exp(b - a)), in which nothing cancels
+    first, last = (levels == 0).unsqueeze(1), (levels == count + 1).unsqueeze(1)
+    log_up = functional.logsigmoid(above).masked_fill(last, 0.0)
+    log_down = functional.logsigmoid(-below).masked_fill(first, 0.0)
+    between = torch.log(-torch.expm1(-2.0 * half * per_scale)).masked_fill(first | last, 0.0)
+    return torch.logsumexp(odds.log_softmax(dim=1) + log_up + log_down + between, dim=1)
 
 
 def _convolve(values: Tensor, weights: Mapping[str, Tensor], name: str) -> Tensor:
