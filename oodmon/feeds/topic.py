@@ -163,6 +163,8 @@ class KafkaReader(Reader):
                 enable_auto_commit=False,
                 auto_offset_reset="earliest",
                 isolation_level="read_committed",
+                # A look for new partitions sees what the client was told last.
+                metadata_max_age_ms=max(100, int(_GROWTH_SECONDS * 500)),
                 allow_auto_create_topics=False,
                 bootstrap_timeout_ms=millis,
                 request_timeout_ms=millis,
