@@ -74,8 +74,14 @@ def _sentences(
     told = []
     if result.since:
         told.append(f"The change began at about {rfc3339(result.since)}.")
-    if streams and "changed_fraction" in streams[0][1]:
-        stream, moved = streams[0]
+    changed = [pair for pair in streams if "changed_fraction" in pair[1]]
+    if changed:
+        # Evidence is bounded, so that in a great change many streams have as much: of those that
+        # drifted, the one that changed most.
+        stream, moved = max(
+            [pair for pair in changed if pair[0].drifted] or changed[:1],
+            key=lambda pair: float(pair[1]["changed_fraction_at_least"]),
+        )
         where = stream.detector + (f" in segment {stream.segment}" if stream.segment else "")
         told.append(
             f"It shows most in {where}: about {moved['changed_fraction']:.0%} of "
@@ -86,9 +92,11 @@ def _sentences(
             moved["bins"],
             key=lambda b: abs(b["found"] - b["expected"]) / max(b["expected"], 1.0) ** 0.5,
         )
+        few = "Only " if band["found"] < band["expected"] else ""
         told.append(
-            f"{band['found']} of them are among the most novel {100.0 * band['p_at_most']:.3g} % "
-            f"of the reference, where {band['expected']:.3g} were expected."
+            f"{few}{band['found']} of them are among the most novel "
+            f"{100.0 * band['p_at_most']:.3g} % of the reference, where {band['expected']:.3g} "
+            "were expected."
         )
     told += [_accuracy(row) for row in movements.get("accuracy", ())[:1]]
     for kind, one in (("classes", "Predicted class"), ("segments", "Segment")):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
-from oodmon.cli.program import main
+import sys
 
 __all__ = ["main"]
+
+try:
+    from oodmon.cli.program import main
+except KeyboardInterrupt:  # Ctrl-C before there is anything that could answer it
+    sys.exit(130)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from importlib.util import find_spec
 from typing import Any, Final
 
 import click
@@ -94,7 +95,19 @@ def rows_of(kind: str) -> list[dict[str, Any]]:
                 "options": _options(cls),
             }
         )
-    broken = registry.broken()
+    broken = dict(registry.broken())
+    if find_spec("torch") is None:
+        # Not each module of the folder is a component, and none of them is at fault.
+        torchless = [
+            name
+            for name, why in broken.items()
+            if why.startswith(f"oodmon.{kind}.") and "'torch'" in why
+        ]
+        for name in torchless:
+            del broken[name]
+        if torchless:
+            why = "torch is not installed: pip install 'oodmon[torch]'"
+            broken[f"built-in {kind}"] = why
     rows += [{"kind": kind, "name": name, "broken": why} for name, why in sorted(broken.items())]
     return rows
 

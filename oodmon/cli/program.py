@@ -16,12 +16,24 @@ import click
 
 from oodmon import __version__
 
-__all__ = ["FAILED", "MISUSED", "Program", "main"]
+__all__ = ["FAILED", "INTERRUPTED", "MISUSED", "Program", "main"]
 
 FAILED: Final = 1
 """Exit status: it was tried and did not work."""
 MISUSED: Final = 2
 """Exit status: the command line or the config has problems."""
+INTERRUPTED: Final = 130
+"""Exit status: Ctrl-C, as shells say it."""
+
+_EXTRAS: Final[Mapping[str, str]] = {
+    "torch": "torch",
+    "kafka": "kafka",
+    "grafana_client": "grafana",
+    "psycopg": "postgres",
+    "jinja2": "report",
+    "matplotlib": "report",
+}
+"""What is not installed → the extra that brings it."""
 
 _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "init": ("start", "Write a commented config for a model."),
@@ -72,6 +84,8 @@ class Program(click.Group):
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
+        except KeyboardInterrupt:
+            ctx.exit(INTERRUPTED)
         except BrokenPipeError:
             # Whoever read the output has seen enough; nothing more can be written to it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -95,6 +109,9 @@ def _told(error: Exception) -> tuple[str, int]:
         return f"oodmon: {error}", MISUSED
     if isinstance(error, OodmonError):
         return f"oodmon: {error}", FAILED
+    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
+        extra = _EXTRAS[error.name]
+        return f"oodmon: {error.name} is not installed: pip install 'oodmon[{extra}]'", MISUSED
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"oodmon: {where}{error.strerror}", FAILED
@@ -105,7 +122,8 @@ def _told(error: Exception) -> tuple[str, int]:
 @click.command(
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit status: 0 it worked, 1 it failed, 2 the command line or the config has problems.",
+    epilog="Exit status: 0 it worked, 1 it failed, 2 the command line or the config has problems, "
+    "130 it was interrupted.",
 )
 @click.version_option(__version__, prog_name="oodmon")
 @click.option("--debug", is_flag=True, help="Show the traceback of a failure.")

@@ -10,11 +10,14 @@ from typing import Final
 
 import click
 
+from oodmon.cli.data import require_torch
 from oodmon.cli.named import model_of
 from oodmon.cli.options import config_argument
 from oodmon.cli.program import MISUSED
 
 __all__ = ["check", "init"]
+
+_PLAIN: Final = frozenset({"model", "net", "network", "classifier", "make", "build", "load"})
 
 _TEMPLATE: Final = Template("""\
 # oodmon watches the model `$name`. Every option that is not here has a default: `oodmon catalog`
@@ -70,7 +73,7 @@ def init(path: str, model: str | None, name: str | None, force: bool) -> None:
     if target.exists() and not force:
         raise click.UsageError(f"{path} is there already; --force replaces it")
     layers = _layers(model) if model else ()
-    called = name or (model.rpartition(":")[2].rpartition(".")[2] if model else "model")
+    called = name or _called(model or "model")
     if not re.fullmatch(r"[\w.-]+", called):
         raise click.BadParameter("letters, digits, `.`, `_` and `-` only", param_hint="--name")
     found = "".join(f"    # {line}\n" for line in layers)
@@ -78,16 +81,23 @@ def init(path: str, model: str | None, name: str | None, force: bool) -> None:
     target.write_text(text, encoding="utf-8")
     for line in layers:
         click.echo(line)
-    click.echo(f"wrote {path}; next: oodmon fit {path} package.module:function")
+    then = f" --model {model}   (the function returns the data)" if model else ""
+    click.echo(f"wrote {path}; next: oodmon fit {path} package.module:function{then}")
+
+
+def _called(model: str) -> str:
+    """A name for the model: that of the object, or of its module where it is just `model`."""
+    module, _, path = model.rpartition(":")
+    own = path.rpartition(".")[2]
+    return module.rpartition(".")[2] if module and own in _PLAIN else own
 
 
 def _layers(model: str) -> tuple[str, ...]:
     """What the tap finds in the model, in words."""
+    require_torch("--model")
+    from oodmon.taps.layout import discover
+
     found = model_of(model)
-    try:
-        from oodmon.taps.layout import discover
-    except ImportError:
-        raise click.UsageError("--model needs torch: pip install 'oodmon[torch]'") from None
     return ("`layers: auto` finds in this model:", *discover(found).lines)
 
 

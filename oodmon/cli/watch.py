@@ -82,12 +82,17 @@ def _latest(rows: Iterable[Mapping[str, Any]], key: tuple[str, ...]) -> list[dic
 
 
 def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
-    from functools import partial
-
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = partial(Table, box=box.SIMPLE_HEAD, title_justify="left")
+    from oodmon.records import ALL
+
+    def table(*columns: str, title: str) -> Table:
+        # On a narrow screen what is long goes on in the next line: nothing is cut off.
+        made = [Column(name, overflow="fold") for name in columns]
+        look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
+        return Table(*made, title=title, title_justify="left", **look)  # type: ignore[arg-type]
+
     agents = table("agent", "last seen", "samples", "dropped", "lost", "sampled", title="Agents")
     for row in found["agents"]:
         agents.add_row(
@@ -120,8 +125,8 @@ def _tables(found: Mapping[str, Any]) -> Iterable[Table]:
     for row in found["drift"]:
         drift.add_row(
             row["test"],
-            row["detector"],
-            row["segment"] or "-",
+            "all" if row["detector"] == ALL else row["detector"],
+            "all" if row["segment"] == ALL else row["segment"] or "-",
             _number(row["statistic"]),
             _number(row["threshold"]),
             _number(row["effect"]),
@@ -223,12 +228,23 @@ def _sentence(kind: str, row: Mapping[str, Any]) -> str:
         detail = f", after {evidence.get('samples', '?')} samples"
         if evidence.get("promise"):
             detail += f" ({evidence['promise']})"
-    return f"{at} {word} {row['rule']} [{row['severity']}] {_stream(row)}{detail}"
+        if evidence.get("summary"):
+            detail += f"\n    {evidence['summary']}"
+    return (
+        f"{at} {word} {row['rule']} [{row['severity']}] {row['model']}/{row['version']} "
+        f"{_stream(row)}{detail}"
+    )
 
 
 def _stream(row: Mapping[str, Any]) -> str:
-    place = f"{row['model']}/{row['version']} {row['test']} {row['detector']}"
-    return f"{place} in {row['segment']}" if row["segment"] else place
+    """Which test, and what it speaks of."""
+    from oodmon.records import ALL
+
+    if row["detector"] == row["segment"] == ALL:
+        return f"{row['test']}, over all streams"
+    where = "any segment" if row["segment"] == ALL else row["segment"]
+    detector = "all detectors" if row["detector"] == ALL else row["detector"]
+    return f"{row['test']}, {detector}" + (f" in {where}" if where else "")
 
 
 def _share(value: float | None) -> str:

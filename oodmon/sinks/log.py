@@ -19,6 +19,7 @@ REMEMBERED: Final = 4096
 
 LONGEST_VALUE: Final = 200
 """Characters of one value in a line; a list of novel samples would otherwise fill the screen."""
+_LONGEST_SUMMARY: Final = 1000
 
 _SEVERITIES: Final[Mapping[str, int]] = {
     "debug": logging.DEBUG,
@@ -29,7 +30,7 @@ _SEVERITIES: Final[Mapping[str, int]] = {
 }
 
 _HIDDEN: Final = frozenset(
-    {"fingerprint", "started_at", "ended_at", "streams", "classes", "segments", "novel"}
+    {"fingerprint", "started_at", "ended_at", "summary", "streams", "classes", "segments", "novel"}
 )
 """What a person does not need in the line: the database and the report have it."""
 
@@ -99,7 +100,9 @@ def line(event: Event) -> str:
             for key, value in (labels.items() if isinstance(labels, Mapping) else ())
             if key not in ("model", "version")
         }
-        parts = [head, _pairs(shown), _pairs(details)]
+        # What a person reads first; the numbers behind it follow.
+        summary = str(details.get("summary") or "")[:_LONGEST_SUMMARY]
+        parts = [f"{head}: {summary}" if summary else head, _pairs(shown), _pairs(details)]
     elif event.type.startswith("oodmon.notice.") and "text" in data:
         parts = [f"NOTICE {where}", str(data["text"])]
     else:

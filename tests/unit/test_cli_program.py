@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from oodmon import __version__
-from oodmon.cli import main, program
+from oodmon.cli import main, program, start
 from oodmon.cli.options import Duration, when
 from oodmon.errors import StoreError
 
@@ -75,10 +75,16 @@ def test_a_config_problem_is_status_2_and_no_traceback(tmp_path: Path) -> None:
             1,
             "oodmon: unexpected ZeroDivisionError: by zero (`oodmon --debug …` shows where)\n",
         ),
+        (
+            ModuleNotFoundError("No module named 'jinja2'", name="jinja2"),
+            2,
+            "oodmon: jinja2 is not installed: pip install 'oodmon[report]'\n",
+        ),
+        (KeyboardInterrupt(), 130, ""),
     ],
 )
 def test_a_failure_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, said: str
+    monkeypatch: pytest.MonkeyPatch, error: BaseException, status: int, said: str
 ) -> None:
     @click.command()
     def fails() -> None:
@@ -87,7 +93,8 @@ def test_a_failure_is_one_message(
     monkeypatch.setattr(program.Program, "get_command", lambda *_: fails)
     shown = call("fails")
     assert (shown.exit_code, shown.stderr) == (status, said)
-    assert call("--debug", "fails").exception is error
+    if isinstance(error, Exception):
+        assert call("--debug", "fails").exception is error
 
 
 def test_an_unknown_verb_is_status_2() -> None:
@@ -111,18 +118,54 @@ def test_check_skips_the_agent_half_where_torch_is_not(tmp_path: Path) -> None:
     path.write_text(
         DAEMON + "agent: {detectors: {msp: {type: msp}}, states: s, feed: {type: no}}\n"
     )
+    done = without_torch("check", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "agent: skipped, torch is not installed" in done.stdout
+
+
+def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
     script = (
         "import importlib.util, sys\nreal = importlib.util.find_spec\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.split('.')[0] == 'torch': raise ImportError('torch is not here')\n"
+        "        if name.split('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "importlib.util.find_spec = lambda n, *a: None if n == 'torch' else real(n, *a)\n"
-        f"from oodmon.cli import main\nmain(['check', {str(path)!r}])\n"
+        f"from oodmon.cli import main\nmain({list(arguments)!r}, prog_name='oodmon')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "agent: skipped, torch is not installed" in done.stdout
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+
+def test_without_torch_the_catalog_blames_no_part() -> None:
+    done = without_torch("catalog", "--json")
+    broken = {row["name"]: row["broken"] for row in json.loads(done.stdout) if "broken" in row}
+    built_in = {name: why for name, why in broken.items() if name.startswith("built-in")}
+    assert set(built_in) == {"built-in taps", "built-in detectors"}
+    assert set(built_in.values()) == {"torch is not installed: pip install 'oodmon[torch]'"}
+    assert not {"gram", "hooks"} & set(broken)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("conform", "detectors.msp"), ("init", "new.yaml", "--model", "a:b")]
+)
+def test_a_verb_that_needs_torch_says_how_to_get_it(arguments: tuple[str, ...]) -> None:
+    done = without_torch(*arguments)
+    assert done.returncode == 2
+    assert "pip install 'oodmon[torch]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("shop.digits:make_digits", "make_digits"),
+        ("shop.digits:model", "digits"),
+        ("net:net", "net"),
+    ],
+)
+def test_a_model_is_called_by_what_says_most(model: str, name: str) -> None:
+    assert start._called(model) == name
 
 
 def test_catalog_lists_every_kind_and_says_what_options_take() -> None:

@@ -44,6 +44,16 @@ def test_a_line_says_what_happened_where_and_why() -> None:
     assert "novel=" not in text
 
 
+def test_a_line_tells_the_whole_summary_first() -> None:
+    summary = "It shows most in gram. " * 20
+    told = replace(event(), data={**event().data, "evidence": {"summary": summary, "effect": 0.5}})
+    text = line(told)
+    assert text.startswith(f"FIRING novelty (critical) digits/1: {summary.strip()}")
+    assert text.count("It shows most") == 20
+    assert "effect=0.5" in text
+    assert "summary=" not in text
+
+
 def test_a_line_is_one_line_whatever_an_agent_writes() -> None:
     notice = event_of(Notice("m", "1", "a", 5, "k", "breaker\n2026 CRITICAL forged\x1b[31m"))
     text = line(notice)
