@@ -1,4 +1,4 @@
-"""The sentences of an alert: of many streams at the bound of the evidence, the one that moved most."""
+"""The sentences of an alert: of many streams at the bound, the one that moved most is told."""
 
 from __future__ import annotations
 
