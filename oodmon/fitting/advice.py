@@ -240,7 +240,8 @@ def advise(
             try:
                 scores = try_all.scores(reading.read(corrupted(batch)) for batch in few)
             except Exception as error:  # the model may refuse what it was not made for
-                skipped[change] = f"the model raised {type(error).__name__}: {error}"
+                cause = error.__cause__ or error
+                skipped[change] = f"the model raised {type(cause).__name__}: {cause}"
                 continue
             done.append(change)
             for name, column in scores.items():

@@ -52,9 +52,9 @@ def check(found: Places, context: Context, told: str) -> None:
         needed = _NEEDED.get(name, "")
         if needed and needed not in found:
             raise ContractError(
-                f"daemon.calibration.context is {context}, and {told} does not say the {needed} of "
-                f"its samples: add an array `{needed}` to the .npz file, or return a third part "
-                f"{{{needed!r}: …}} beside inputs and labels; a folder of images has none"
+                f"daemon.calibration.context is {context}, but the reference ({told}) does not "
+                f"say the {needed} of its samples: add an array `{needed}` to the .npz file, or a "
+                f"third part {{{needed!r}: …}} beside inputs and labels; folders of images have none"
             )
 
 

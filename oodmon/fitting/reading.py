@@ -65,9 +65,21 @@ class Reading:
             module.training = training
 
     def read(self, batch: Batch) -> Activations:
-        """What the tap saw of this batch, with its labels; one pass without gradients."""
-        with torch.no_grad():
-            self._model(*_on(batch.arguments, self._device), **_on(batch.named, self._device))
+        """What the tap saw of this batch, with its labels; one pass without gradients.
+
+        `ContractError` says what the model was called with where it raises.
+        """
+        try:
+            with torch.no_grad():
+                self._model(*_on(batch.arguments, self._device), **_on(batch.named, self._device))
+        except Exception as error:
+            given = ", ".join(
+                [*map(_shape, batch.arguments), *(f"{n}={_shape(v)}" for n, v in batch.named.items())]
+            )
+            raise ContractError(
+                f"the model cannot be called with ({given}), which the data gives: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         return dataclasses.replace(self._seen.pass_of(batch), labels=batch.labels)
 
 
@@ -115,6 +127,12 @@ class _Seen:
                 f"a batch of {batch.rows} inputs and {labels} labels gave {self._last.rows} rows"
             )
         return self._last
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def _on(values: Any, device: torch.device) -> Any:

@@ -83,7 +83,7 @@ def from_data(data: Any, *, batch_size: int, seed: int) -> Source:
         data, said = data[:2], data[2]
     if isinstance(data, (tuple, list)) and len(data) == 2 and _is_array(data[0]):
         labels = None if data[1] is None else _labels(data[1])
-        return _from_arrays(_tensor(data[0]), labels, batch_size, seed, "the data", said)
+        return _from_arrays(_tensor(data[0]), labels, batch_size, seed, "arrays", said)
     if _is_array(data):
         return _from_arrays(_tensor(data), None, batch_size, seed, "an array", {})
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
