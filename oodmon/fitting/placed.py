@@ -54,7 +54,7 @@ def check(found: Places, context: Context, told: str) -> None:
             raise ContractError(
                 f"daemon.calibration.context is {context}, but the reference ({told}) does not "
                 f"say the {needed} of its samples: add an array `{needed}` to the .npz file, or a "
-                f"third part {{{needed!r}: …}} beside inputs and labels; folders of images have none"
+                f"third part {{{needed!r}: …}} beside inputs and labels; image folders have none"
             )
 
 
