@@ -122,6 +122,7 @@ OURS: dict[str, Callable[[], Contender]] = {
     "oodmon js": lambda: _tuned("js", 64),
     "oodmon psi": lambda: _tuned("psi", 64),
     "oodmon wasserstein": lambda: _tuned("wasserstein", 64),
+    "oodmon mmd": lambda: _tuned("mmd", 64),
     "oodmon adwin": lambda: _tuned("adwin", WINDOW),
     "oodmon page_hinkley": lambda: _tuned("page_hinkley", WINDOW),
     "oodmon kswin": lambda: _tuned("kswin", WINDOW),

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from scipy.stats import chi2, chi2_contingency, ks_2samp
 
+from oodmon.calibration import NORMAL_SCORES
 from oodmon.contracts import DriftTest
-from oodmon.drift import cvm, wasserstein
+from oodmon.drift import cvm, mmd, wasserstein
 from oodmon.drift.chi_squared import ChiSquared
 from oodmon.drift.cvm import CramerVonMises
 from oodmon.drift.js import JensenShannon
 from oodmon.drift.ks import KolmogorovSmirnov
+from oodmon.drift.mmd import MaximumMeanDiscrepancy
 from oodmon.drift.psi import FLOOR_COUNTS, PopulationStability
 from oodmon.drift.wasserstein import Wasserstein
 from oodmon.errors import ContractError
@@ -48,6 +50,7 @@ RATED = [
     CramerVonMises(0.05),
     JensenShannon(0.05),
     Wasserstein(0.05),
+    MaximumMeanDiscrepancy(0.05),
 ]
 
 
@@ -133,6 +136,8 @@ def test_without_a_reference_there_is_no_decision(test: DriftTest[Any]) -> None:
         (PopulationStability, {"alpha": 1.0}),
         (PopulationStability, {"bins": 1}),
         (PopulationStability, {"threshold": -0.1}),
+        (MaximumMeanDiscrepancy, {"frequencies": 0}),
+        (MaximumMeanDiscrepancy, {"seed": -1}),
     ],
 )
 def test_options_out_of_range_are_named(cls: Any, options: dict[str, float]) -> None:
@@ -179,6 +184,40 @@ def test_js_is_one_between_laws_that_share_nothing() -> None:
     low[0], high[63] = 1e6, 1e6
     assert judge(JensenShannon(), low, high).effect == pytest.approx(1.0, abs=1e-3)
     assert judge(JensenShannon(), low, low).effect == 0.0
+
+
+@pytest.mark.parametrize("degrees", [1, 3, 20])
+def test_mmd_knows_the_law_of_weighted_squares(degrees: int) -> None:
+    for alpha in (0.9, 0.5, 0.1, 0.01, 1e-6, 1e-12):
+        value = float(chi2.isf(alpha, degrees))
+        found = mmd.p_value(np.full(degrees, 3.0), 3.0 * value)
+        assert found == pytest.approx(alpha, rel=0.12), alpha
+    weights = np.array([1.0, 0.5, 0.2, 0.01])
+    drawn = np.random.default_rng(0).standard_normal((200_000, 4)) ** 2 @ weights
+    for alpha in (0.5, 0.1, 0.01):
+        value = float(np.quantile(drawn, 1.0 - alpha))
+        assert mmd.p_value(weights, value) == pytest.approx(alpha, rel=0.05)
+    # Beside the mean, where the formula is 0 / 0, it goes on without a step.
+    around = [mmd.p_value(weights, float(weights.sum()) * (1.0 + d)) for d in (-1e-3, 0.0, 1e-3)]
+    assert around == sorted(around, reverse=True)
+    assert around[0] - around[2] < 1e-3
+
+
+def test_mmd_is_the_distance_in_the_gaussian_kernel() -> None:
+    rng = np.random.default_rng(5)
+    known = np.floor(np.diff(BIN_EDGES) * 1e5)
+    seen = np.histogram(rng.beta(1.0, 1.5, 400), BIN_EDGES)[0]
+    shares = known / known.sum()
+    apart = np.abs(NORMAL_SCORES[:, None] - NORMAL_SCORES)
+    order = np.argsort(apart, axis=None)
+    below = np.cumsum(np.outer(shares, shares).ravel()[order])
+    width = apart.ravel()[order][np.searchsorted(below, 0.5)]
+    gap = seen / seen.sum() - shares
+    wanted = math.sqrt(gap @ np.exp(-0.5 * (apart / width) ** 2) @ gap)
+    result = judge(MaximumMeanDiscrepancy(frequencies=1024), seen, known)
+    assert result.statistic == pytest.approx(wanted, rel=0.1)
+    assert result.drifted
+    assert judge(MaximumMeanDiscrepancy(), known // 10, known).effect < 0.01
 
 
 def classes(*counts: int) -> Window:
