@@ -253,7 +253,14 @@ class Scoring:
             except Exception as error:
                 self.tally.failures += 1
                 if breaker.failed():
-                    log.warning("scorer %s is left alone: it goes on failing", name, exc_info=True)
+                    # What breaks a contract is told whole in its message.
+                    told = not isinstance(error, ContractError)
+                    log.warning(
+                        "scorer %s is left alone: it goes on failing: %s",
+                        name,
+                        error,
+                        exc_info=told,
+                    )
                     self._outlet.tell(
                         f"breaker of `{name}` opened for {breaker.wait_seconds:g} s after "
                         f"{self._limits.failures} failures: {type(error).__name__}: {error}"

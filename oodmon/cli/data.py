@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from oodmon.cli.named import is_named, model_of, named
+from oodmon.cli.named import is_named, made_by, model_of, named
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,8 @@ def source_of(data: str, form: Form, called: str = "DATA") -> tuple[nn.Module | 
         if change is not None:
             raise click.UsageError("--transform is for files and folders; do it in the function")
         made = named(data, called)
-        made = made() if callable(made) and not hasattr(made, "__getitem__") else made
+        if callable(made) and not hasattr(made, "__getitem__"):
+            made = made_by(made, data, called)
         own = None
         if isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module):
             own, made = made
@@ -104,6 +105,8 @@ def source_of(data: str, form: Form, called: str = "DATA") -> tuple[nn.Module | 
             transform=change,
             labelled=form.labelled,
         )
+    if not path.exists() and (path.suffix == ".npz" or data.endswith("/")):
+        raise click.UsageError(f"{called}: there is no {data}")
     raise click.UsageError(
         f"{called}: {data!r} is neither package.module:function, an .npz file, nor a folder"
     )

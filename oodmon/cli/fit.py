@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -15,10 +16,14 @@ from oodmon.cli.options import config_argument
 from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
+    from oodmon.config.schema import AgentSection
     from oodmon.contexts import Context
     from oodmon.fitting import Fitting
 
 __all__ = ["fit"]
+
+_UNSCORED: Final = 0.01
+"""Share of samples without a score that is told of: reference data should have none."""
 
 
 @click.command()
@@ -85,6 +90,7 @@ def fit(
 
     checked = load(config, "agent")
     half = agent_half(checked)
+    _keep_others(half, checked.model.name)
     form = Form(transform, batch_size, seed, image_size, image_mode)
     found, source = model_and_source(data, model, form)
     click.echo(f"reference: {source.told}")
@@ -131,6 +137,23 @@ def _context(path: str) -> Context:
     return Context() if daemon is None else daemon.calibration.ranked_within
 
 
+def _keep_others(half: AgentSection, model: str) -> None:
+    """`UsageError` where the folder holds what was learnt for another model."""
+    from oodmon.config.build import state_path
+    from oodmon.detectors.scorer import made_for
+    from oodmon.errors import StateError
+
+    for name in half.detectors:
+        path = state_path(half.states, name)
+        with suppress(StateError):  # damaged: nothing is lost with it
+            other = made_for(path)[0] if path.is_file() else ""
+            if other not in ("", model):
+                raise click.UsageError(
+                    f"{path} was learnt for model {other!r}, this config is of {model!r}: give it "
+                    f"a folder of its own (`agent.states`), or delete {path.parent}"
+                )
+
+
 def _write(fitting: Fitting, states: str) -> Path:
     """Both files of each detector; each is replaced whole, and their digests tell a mixture."""
     from oodmon.config.build import calibration_path, state_path
@@ -152,6 +175,13 @@ def _tell(fitting: Fitting, folder: Path) -> None:
         console.print(f"tap: {line}", markup=False)
     if not math.isnan(fitting.accuracy):
         console.print(f"model: accuracy {fitting.accuracy:.3f} on the labelled samples")
+        if fitting.accuracy <= fitting.commonest:
+            click.secho(
+                f"that is no better than guessing ({fitting.commonest:.3f}): are the inputs "
+                "prepared as in service, and the labels the numbers of the model's classes?",
+                fg="yellow",
+                err=True,
+            )
     table = Table("detector", "digest", "calibration", "learnt in", "scores", "reads", box=None)
     table.columns[1].no_wrap = True
     for name, fitted in fitting.detectors.items():
@@ -171,6 +201,17 @@ def _tell(fitting: Fitting, folder: Path) -> None:
             ),
         )
     console.print(table)
+    unscored = max(
+        f.invalid / max(f.invalid + len(f.calibration.scores), 1)
+        for f in fitting.detectors.values()
+    )
+    if unscored > _UNSCORED:
+        click.secho(
+            f"{unscored:.0%} of the held-out samples could not be scored: does the data hold "
+            "values that are not numbers?",
+            fg="yellow",
+            err=True,
+        )
     known = f" and {fitting.outliers} known outliers" if fitting.outliers else ""
     console.print(
         f"learnt from {fitting.learnt} samples{known}, calibrated with {fitting.calibrated} "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,7 +15,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["is_named", "model_of", "named"]
+__all__ = ["is_named", "made_by", "model_of", "named"]
 
 _NAMED: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -46,8 +48,21 @@ def named(text: str, option: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise click.UsageError(f"{option}: {module_name} has no {path!r}") from None
+            near = difflib.get_close_matches(part, dir(found), n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise click.UsageError(f"{option}: {module_name} has no {path!r}{hint}") from None
     return found
+
+
+def made_by(function: Callable[[], Any], text: str, option: str) -> Any:
+    """What a function of the user's own returns; what it raises is told as its failure."""
+    try:
+        return function()
+    except Exception as error:
+        kind = type(error).__name__
+        raise click.UsageError(
+            f"{option}: {text} raised {kind}: {error} (`oodmon --debug …` shows where)"
+        ) from error
 
 
 def model_of(text: str, option: str = "--model") -> torch.nn.Module:
@@ -56,7 +71,7 @@ def model_of(text: str, option: str = "--model") -> torch.nn.Module:
 
     found = named(text, option)
     if not isinstance(found, torch.nn.Module) and callable(found):
-        found = found()
+        found = made_by(found, text, option)
     if not isinstance(found, torch.nn.Module):
         kind = type(found).__name__
         raise click.UsageError(f"{option}: expected a torch.nn.Module, found {kind}")

@@ -82,7 +82,11 @@ class Program(click.Group):
         """Run the verb; `--debug` shows the traceback of what fails."""
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except click.ClickException as told:
+            if ctx.params.get("debug") and told.__cause__ is not None:
+                raise told.__cause__ from None
+            raise
+        except (click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)

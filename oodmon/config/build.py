@@ -89,6 +89,13 @@ def scorers(config: Config, device: str = "cpu") -> dict[str, Scorer]:
                 f"run `oodmon fit {config.path} DATA`"
             )
         scorer = Scorer.load(path, device=device)
+        made_for = (scorer.model, scorer.version)
+        if any(made_for) and made_for != (config.model.name, config.model.version):
+            raise StateError(
+                f"{path} was fitted for model {scorer.model!r} version {scorer.version!r}, the "
+                f"config is of {config.model.name!r} version {config.model.version!r}; "
+                f"run `oodmon fit {config.path} DATA`"
+            )
         # What was left open was chosen when it was fitted; the same choice must come out now.
         if _but_paths(detector.component.pin(scorer.reads().layers)) != _but_paths(scorer.detector):
             raise StateError(

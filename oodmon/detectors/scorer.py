@@ -27,7 +27,7 @@ from oodmon.records import Activations
 from oodmon.registry import detectors
 from oodmon.trust import check_unshared
 
-__all__ = ["SCHEMA", "Scorer"]
+__all__ = ["SCHEMA", "Scorer", "made_for"]
 
 SCHEMA: Final = "oodmon.scorer/1"
 
@@ -190,6 +190,12 @@ class Scorer:
 
     def __repr__(self) -> str:
         return f"Scorer({self._detector!r}, digest={self._digest!r})"
+
+
+def made_for(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Model and version that a file was learnt for, from its header; `StateError` if damaged."""
+    header = _header(Path(path))
+    return header.get("model", ""), header.get("version", "")
 
 
 def _name(detector: Detector) -> str:

@@ -77,6 +77,7 @@ class Fitting:
         learnt, calibrated: samples in the two shares.
         accuracy: the model's, on the labelled samples, or NaN where that cannot be told.
         outliers: known outliers, which are in neither share.
+        commonest: share of the commonest label, which guessing reaches.
     """
 
     detectors: Mapping[str, Fitted]
@@ -85,6 +86,7 @@ class Fitting:
     calibrated: int
     accuracy: float
     outliers: int = 0
+    commonest: float = 0.0
 
 
 class Offering(Protocol):
@@ -160,6 +162,7 @@ def fit(
         shares.calibrate.rows,
         shares.accuracy,
         shares.outliers.rows,
+        shares.commonest,
     )
 
 

@@ -74,7 +74,10 @@ class Reading:
                 self._model(*_on(batch.arguments, self._device), **_on(batch.named, self._device))
         except Exception as error:
             given = ", ".join(
-                [*map(_shape, batch.arguments), *(f"{n}={_shape(v)}" for n, v in batch.named.items())]
+                [
+                    *map(_shape, batch.arguments),
+                    *(f"{n}={_shape(v)}" for n, v in batch.named.items()),
+                ]
             )
             raise ContractError(
                 f"the model cannot be called with ({given}), which the data gives: "

@@ -5,6 +5,7 @@ Known outliers are in neither: they are kept for the detectors that learn from s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,7 @@ class Shares:
     _held_right: int = 0
     _held_labelled: int = 0
     _seen: int = 0
+    _labels: Counter[int] = field(default_factory=Counter)
     _places: list[tuple[Places, npt.NDArray[np.bool_]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,7 +103,9 @@ class Shares:
         self.calibrate.add(_rows(acts, ~chosen))
         held[held] = ~chosen.numpy()
         self._places.append((places, held))
-        if acts.labels is not None and acts.logits is not None:
+        # A single logit has no class that would be the largest.
+        if acts.labels is not None and acts.logits is not None and acts.logits.shape[1] > 1:
+            self._labels.update(acts.labels.tolist())
             right = acts.logits.argmax(1) == acts.labels
             self._right += int(right.sum())
             self._labelled += acts.rows
@@ -132,6 +136,11 @@ class Shares:
     def accuracy(self) -> float:
         """The model's on the labelled samples, NaN where there are none."""
         return self._right / self._labelled if self._labelled else float("nan")
+
+    @property
+    def commonest(self) -> float:
+        """Share of the commonest label: what a model that has learnt nothing can reach."""
+        return max(self._labels.values(), default=0) / max(self._labelled, 1)
 
 
 def _tensors(acts: Activations) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -120,7 +121,8 @@ def from_npz(
     `ContractError` says what the file holds instead.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # numpy leaves a file that is no archive open
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             inputs = next((name for name in _INPUTS if name in file), None)
             labels = next((name for name in _LABELS if labelled and name in file), None)
             if inputs is None:
@@ -131,7 +133,7 @@ def from_npz(
             array = file[inputs]
             classes = None if labels is None else file[labels]
             said = {name: file[name] for name in PLACES if name in file}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ContractError(f"{path}: not a readable .npz file: {error}") from error
     if classes is not None and len(classes) != len(array):
         raise ContractError(f"{path}: {len(array)} {inputs}, but {len(classes)} {labels}")
@@ -289,7 +291,7 @@ def _batch(item: Any) -> Batch:
 
 
 def _labels(values: Any) -> Tensor:
-    labels = torch.as_tensor(values)
+    labels = _as_tensor(values, "labels")
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex():
         raise ContractError(
             f"labels: expected whole numbers (B,), found {labels.dtype} {tuple(labels.shape)}"
@@ -298,8 +300,20 @@ def _labels(values: Any) -> Tensor:
 
 
 def _tensor(value: Any) -> Tensor:
-    tensor = torch.as_tensor(value)
+    tensor = _as_tensor(value, "inputs")
     return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _as_tensor(value: Any, what: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = (
+            f"{value.dtype} {value.shape}"
+            if isinstance(value, np.ndarray)
+            else type(value).__name__
+        )
+        raise ContractError(f"{what}: expected numbers, found {kind}") from error
 
 
 def _is_array(value: Any) -> bool:
