@@ -113,8 +113,7 @@ def _told(error: Exception) -> tuple[str, int]:
         return f"oodmon: {error}", MISUSED
     if isinstance(error, OodmonError):
         return f"oodmon: {error}", FAILED
-    if isinstance(error, ModuleNotFoundError) and error.name in _EXTRAS:
-        extra = _EXTRAS[error.name]
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(error.name or "")):
         return f"oodmon: {error.name} is not installed: pip install 'oodmon[{extra}]'", MISUSED
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
