@@ -35,6 +35,8 @@ class DICE(Detector):
 
     A weight's contribution is itself times the mean feature of the reference. The head comes from
     the reference; without one this detector cannot be learnt.
+    Trap: where novel samples have larger features than known ones, as on small networks that were
+    trained briefly, it is worse than chance (AUROC 0.38 on FashionMNIST against MNIST).
     """
 
     layer: str = ""
