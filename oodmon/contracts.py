@@ -367,6 +367,11 @@ class DriftTest(ABC, Generic[S]):
     def freeze(self, state: S) -> Arrays:
         """The state as plain arrays: ``thaw(reference, freeze(s))`` goes on exactly as ``s``."""
 
+    def freeze_all(self, states: Sequence[S]) -> list[tuple[list[int], Arrays]]:
+        """Which of many states, and their `freeze` stacked; empty where they come one by one."""
+        del states
+        return []
+
     @abstractmethod
     def thaw(self, reference: Window, arrays: Arrays) -> S:
         """The state back from arrays."""

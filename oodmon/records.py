@@ -61,6 +61,8 @@ BIN_EDGES.setflags(write=False)
 
 def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """A read-only view: the caller's own array keeps its flags."""
+    if not array.flags.writeable:
+        return array
     view = array.view()
     view.setflags(write=False)
     return view
@@ -95,7 +97,9 @@ class Activations:
     @property
     def rows(self) -> int:
         """B, the number of samples."""
-        for tensor in (self.logits, self.inputs, *self.layers.values()):
+        if self.logits is not None:
+            return int(self.logits.shape[0])
+        for tensor in (self.inputs, *self.layers.values()):
             if tensor is not None:
                 return int(tensor.shape[0])
         return 0

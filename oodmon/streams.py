@@ -56,7 +56,8 @@ class Streams:
         results = []
         for key, (state, result) in zip(keys, taken, strict=True):
             self._states[key] = state
-            results.append(replace(result, test=name))
+            model, version, _, *rest = _values(result)
+            results.append(DriftResult(model, version, name, *rest))
         seen = set(keys)
         others = [
             latest for key, latest in self._latest.items() if key[0] == name and key not in seen
@@ -99,19 +100,19 @@ class Streams:
         Streams of one test whose arrays are of one kind lie in one array, a row each: ten thousand
         streams are a few arrays, not sixty thousand.
         """
-        alike: dict[tuple[Any, ...], list[tuple[_Key, Arrays]]] = {}
+        mine: dict[str, list[_Key]] = {}
         for key in sorted(self._states):
-            frozen = self._tests[key[0]].freeze(self._states[key])
-            kind = tuple((name, a.dtype.str, a.shape) for name, a in sorted(frozen.items()))
-            alike.setdefault((key[0], kind), []).append((key, frozen))
+            mine.setdefault(key[0], []).append(key)
         arrays: dict[str, npt.NDArray[np.generic]] = {}
-        for index, members in enumerate(alike.values()):
-            for name, array in members[0][1].items():
-                rows = np.concatenate([frozen[name].reshape(-1) for _, frozen in members])
-                arrays[f"drift/{index}/{name}"] = rows.reshape(len(members), *array.shape)
+        streams: list[list[_Key]] = []
+        for name, keys in mine.items():
+            for rows, frozen in _frozen(self._tests[name], [self._states[key] for key in keys]):
+                for field, array in frozen.items():
+                    arrays[f"drift/{len(streams)}/{field}"] = array
+                streams.append([keys[row] for row in rows])
         return arrays, {
             "tests": {name: repr(test) for name, test in self._tests.items()},
-            "streams": [[key for key, _ in members] for members in alike.values()],
+            "streams": streams,
             "latest": [_values(result) for result in self._latest.values()],
         }
 
@@ -149,3 +150,21 @@ class Streams:
             key = (result.test, result.detector, result.segment)
             if key in self._states:
                 self._latest[key] = result
+
+
+def _frozen(test: DriftTest[Any], states: Sequence[Any]) -> list[tuple[list[int], Arrays]]:
+    """Which states, and their arrays stacked: those of one kind together."""
+    found = test.freeze_all(states)
+    if found:
+        return found
+    alike: dict[tuple[Any, ...], tuple[list[int], list[Arrays]]] = {}
+    for row, state in enumerate(states):
+        frozen = test.freeze(state)
+        kind = tuple((name, a.dtype.str, a.shape) for name, a in sorted(frozen.items()))
+        rows, members = alike.setdefault(kind, ([], []))
+        rows.append(row)
+        members.append(frozen)
+    return [
+        (rows, {name: np.stack([frozen[name] for frozen in members]) for name in members[0]})
+        for rows, members in alike.values()
+    ]

@@ -59,7 +59,7 @@ class Wealth:
         """Streams of one reference as one state."""
         count = len(states)
         if count == 1:
-            one = states[0]
+            one, near = states[0], states[0].neighbours
             return Wealth(
                 one.table,
                 one.log_m[None],
@@ -67,7 +67,7 @@ class Wealth:
                 one.starts[None],
                 one.seen[None],
                 one.recent[None],
-                one.neighbours,
+                Neighbours(*np.array([[near.pairs], [near.jumps], [near.swings]])),
             )
 
         def rows(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:

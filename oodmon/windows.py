@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from oodmon.errors import ContractError
-from oodmon.panes import Bins, Cell, Stream, dense
+from oodmon.panes import Bins, Cell, Last, Rows, Stream, dense
 from oodmon.records import Histogram, ScoreBatch, Window
 
 __all__ = ["Closed", "Windowing", "Windows"]
@@ -25,6 +26,7 @@ _SECOND: Final = 1_000_000_000
 _MAX_SEGMENTS: Final = 256
 """Distinct segments; those that come first have a place, the rest is counted as `OTHER`."""
 OTHER: Final = "other"
+_sums: Final = attrgetter("invalid", "pairs", "jumps", "judged", "errors", "swings")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class Windows:
         self.watermark = 0
         self.closed_until = 0
         self.segments: dict[str, None] = {}
-        self.last: dict[str, int] = {}
+        self.last: Last = {}
         self._open: dict[int, dict[str, Cell]] = {}
         # Closed panes that sliding windows still cover: segment → panes, oldest first.
         self._recent: dict[str, list[Window]] = {}
@@ -116,30 +118,14 @@ class Windows:
         cells = self._open.setdefault(self.closed_until if late else start, {})
         if batch.dropped and not batch.repeats:
             self._cell(cells, "").dropped += batch.dropped
-        rows = batch.rows
-        if rows and not len(batch.segment):
-            self._count(cells, "", batch, bins, None, late)
-        elif rows:
-            for index in np.unique(batch.segment):
-                picked = np.flatnonzero(batch.segment == index)
-                self._count(cells, batch.segments[index], batch, bins, picked, late)
+        if batch.rows:
+            for segment, rows in Rows.of(batch, bins).by_segment():
+                cell = self._cell(cells, segment)
+                if late:
+                    cell.late += len(rows)
+                else:
+                    cell.count(rows, f"{batch.source}\0{segment}", self.last, self.judging)
         self.watermark = max(self.watermark, batch.observed_at)
-
-    def _count(
-        self,
-        cells: dict[str, Cell],
-        segment: str,
-        batch: ScoreBatch,
-        bins: Bins,
-        rows: npt.NDArray[np.intp] | None,
-        late: bool,
-    ) -> None:
-        cell = self._cell(cells, segment)
-        if late:
-            cell.late += batch.rows if rows is None else len(rows)
-        else:
-            origin = f"{batch.source}\0{segment}"
-            cell.count(batch, bins, rows, origin, self.last, self.judging)
 
     def _cell(self, cells: dict[str, Cell], segment: str) -> Cell:
         segment = self.place(segment)
@@ -200,44 +186,29 @@ class Windows:
 
     def freeze(self) -> tuple[dict[str, npt.NDArray[np.generic]], list[dict[str, object]]]:
         """Open and recent panes as arrays and as plain descriptions of which array is whose."""
-        histograms: list[Histogram] = []
+        parts: list[Stream | Histogram] = []
         cells: list[dict[str, object]] = []
-        panes = [
-            (start, segment, False, cell.window(self.model, self.version, segment, start, 0))
-            for start, row in sorted(self._open.items())
-            for segment, cell in sorted(row.items())
-        ]
-        panes += [
-            (pane.start, segment, True, pane)
-            for segment, row in sorted(self._recent.items())
-            for pane in row
-        ]
-        for start, segment, closed, pane in panes:
-            names = list(pane.detectors)
-            cells.append(
-                {
-                    "start": start,
-                    "segment": segment,
-                    "closed": closed,
-                    "samples": pane.samples,
-                    "dropped": pane.dropped,
-                    "late": pane.late,
-                    "detectors": names,
-                    "sums": [
-                        [h.invalid, h.pairs, h.jumps, h.judged, h.errors, h.swings, len(h.keys)]
-                        for h in (pane.detectors[n] for n in names)
-                    ],
-                    "predicted": [[label, seen] for label, seen in pane.predicted.items()],
-                }
-            )
-            histograms += pane.detectors.values()
-        # All in four arrays: of many segments and detectors, names would outweigh numbers.
-        none = Histogram.empty()
+        for start, row in sorted(self._open.items()):
+            for segment, cell in sorted(row.items()):
+                streams = dict(sorted(cell.streams.items()))
+                predicted = {int(n): int(cell.predicted[n]) for n in np.flatnonzero(cell.predicted)}
+                cells.append(_described(start, segment, cell, streams, predicted, closed=False))
+                parts += streams.values()
+        for segment, panes in sorted(self._recent.items()):
+            for pane in panes:
+                held = pane.detectors
+                cells.append(
+                    _described(pane.start, segment, pane, held, pane.predicted, closed=True)
+                )
+                parts += held.values()
+        # All in few arrays: of many segments and detectors, names would outweigh numbers.
+        parts.append(Histogram.empty())
         arrays = {
-            "windows/counts": np.stack([h.counts for h in [*histograms, none]]),
-            "windows/keys": np.concatenate([h.keys for h in [*histograms, none]]),
-            "windows/sample": np.concatenate([h.sample for h in [*histograms, none]]),
-            "windows/classes": np.concatenate([h.classes for h in [*histograms, none]]),
+            "windows/counts": np.stack([part.counts for part in parts]),
+            "windows/sums": np.array([[*_sums(part), len(part.keys)] for part in parts], np.int64),
+            "windows/keys": np.concatenate([part.keys for part in parts]),
+            "windows/sample": np.concatenate([part.sample for part in parts]),
+            "windows/classes": np.concatenate([part.classes for part in parts]),
         }
         return arrays, cells
 
@@ -252,16 +223,15 @@ class Windows:
         self.watermark, self.closed_until = watermark, closed_until
         self._open, self._recent = {}, {}
         place = begin = 0
+        told = arrays["windows/sums"].tolist()
         for index, row in enumerate(cells):
             cell = Cell(_whole(row["samples"]), _whole(row["dropped"]), _whole(row["late"]))
-            predicted, names, sums = row["predicted"], row["detectors"], row["sums"]
-            if not (
-                isinstance(predicted, list) and isinstance(names, list) and isinstance(sums, list)
-            ):
+            predicted, names = row["predicted"], row["detectors"]
+            if not (isinstance(predicted, list) and isinstance(names, list)):
                 raise ContractError(f"windows state: cell {index} is malformed")
             cell.predicted = dense([(int(label), int(seen)) for label, seen in predicted])
-            for name, row_sums in zip(names, sums, strict=True):
-                invalid, pairs, jumps, judged, errors, swings, kept = map(int, row_sums)
+            for name in names:
+                invalid, pairs, jumps, judged, errors, swings, kept = told[place]
                 end = begin + kept
                 cell.streams[str(name)] = Stream(
                     np.array(arrays["windows/counts"][place], np.int64),
@@ -285,6 +255,28 @@ class Windows:
                 self._recent.setdefault(segment, []).append(pane)
             else:
                 self._open.setdefault(start, {})[segment] = cell
+
+
+def _described(
+    start: int,
+    segment: str,
+    pane: Cell | Window,
+    held: Mapping[str, Stream | Histogram],
+    predicted: Mapping[int, int],
+    *,
+    closed: bool,
+) -> dict[str, object]:
+    """What is no array of one pane; `thaw` reads it."""
+    return {
+        "start": start,
+        "segment": segment,
+        "closed": closed,
+        "samples": pane.samples,
+        "dropped": pane.dropped,
+        "late": pane.late,
+        "detectors": list(held),
+        "predicted": [[label, seen] for label, seen in predicted.items()],
+    }
 
 
 def _whole(value: object) -> int:

@@ -175,7 +175,8 @@ class Budget(DriftTest[Wealth]):
         found: dict[int, tuple[Wealth, DriftResult]] = {}
         alike: dict[tuple[int, int], list[int]] = {}
         histograms = [w.histogram(d) for w, d in zip(windows, detectors, strict=True)]
-        scored = [histogram.scored for histogram in histograms]
+        every = [histogram.counts for histogram in histograms]
+        scored = np.concatenate(every).reshape(len(every), -1).sum(1).tolist() if every else []
         for row, (state, window) in enumerate(zip(states, windows, strict=True)):
             bets = bool(scored[row]) and len(state.log_m) > 0
             # The sign tells who bets.
@@ -314,8 +315,18 @@ class Budget(DriftTest[Wealth]):
             "starts": state.starts,
             "seen": _short(state.seen),
             "recent": _short(state.recent),
-            "neighbours": np.array([near.pairs, near.jumps, near.swings]),
+            "neighbours": np.stack([near.pairs, near.jumps, near.swings], axis=-1),
         }
+
+    def freeze_all(self, states: Sequence[Wealth]) -> list[tuple[list[int], Arrays]]:
+        """`freeze` of the streams of one number of bets together."""
+        alike: dict[int, list[int]] = {}
+        for row, state in enumerate(states):
+            alike.setdefault(len(state.log_m), []).append(row)
+        return [
+            (rows, self.freeze(Wealth.stacked([states[row] for row in rows])))
+            for rows in alike.values()
+        ]
 
     def thaw(self, reference: Window, arrays: Arrays) -> Wealth:
         """Back from `freeze`; a state of another set of bets starts anew."""

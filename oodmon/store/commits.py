@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Connection, select, true
+from sqlalchemy import ColumnElement, Connection, Table, select, true
 
 from oodmon.errors import Superseded
 from oodmon.records import Event, Fact
@@ -21,7 +21,7 @@ from oodmon.store.labels import Labels, Prediction
 from oodmon.store.leases import Lease
 from oodmon.store.outbox import Outbox
 from oodmon.store.rows import clean, fact_rows, key
-from oodmon.store.statements import insert_new, insert_or_change
+from oodmon.store.statements import add_new, insert_new, insert_or_change
 
 __all__ = ["AgentSeen", "Commits", "Snapshot"]
 
@@ -118,11 +118,7 @@ class Commits:
         with self._database.write() as connection:
             self._lease.check(connection)
             self._write_state(connection, state, digest)
-            for table, rows in found.items():
-                if table is not tables.alerts:
-                    connection.execute(insert_new(table, dialect), rows)
-            if tables.alerts in found:
-                self._write_alerts(connection, found[tables.alerts])
+            self._write_facts(connection, found)
             self._labels.keep(connection, predictions)
             self._outbox.add(connection, outbox)
             self._write_agents(connection, agents)
@@ -137,6 +133,19 @@ class Commits:
                     ],
                 )
         self._appended = True
+
+    def conclude(self, connection: Connection, facts: Iterable[Fact]) -> None:
+        """Facts that are none of the fold's, in the caller's transaction."""
+        self._write_facts(connection, fact_rows(facts, self._pipeline))
+
+    def _write_facts(
+        self, connection: Connection, found: Mapping[Table, list[dict[str, Any]]]
+    ) -> None:
+        for table, rows in found.items():
+            if table is not tables.alerts:
+                add_new(connection, table, rows)
+        if tables.alerts in found:
+            self._write_alerts(connection, found[tables.alerts])
 
     def _write_state(self, connection: Connection, state: bytes, digest: str) -> None:
         """Replace the state, unless somebody else did since this instance read or wrote it."""

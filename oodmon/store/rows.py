@@ -13,6 +13,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
@@ -50,6 +51,18 @@ _FOREIGN: Final = "�"
 _MIDDLES: Final = (BIN_EDGES[1:] + BIN_EDGES[:-1]) / 2
 
 
+def _covered(level: float) -> npt.NDArray[np.float64]:
+    """(64,) how much of each bin lies below a level; linear within the bin that holds it."""
+    found: npt.NDArray[np.float64] = np.clip(
+        (level - BIN_EDGES[:-1]) / (BIN_EDGES[1:] - BIN_EDGES[:-1]), 0.0, 1.0
+    )
+    return found
+
+
+_TOLD: Final = np.stack([_covered(0.05), _covered(0.01), _MIDDLES], axis=1)
+"""(64, 3): counts @ this are the samples with p ≤ 0.05, with p ≤ 0.01, and the sum of p."""
+
+
 def clean(value: str) -> str:
     """The text as both databases take it: no NUL, no lone surrogate."""
     if not value.isascii():
@@ -57,6 +70,7 @@ def clean(value: str) -> str:
     return value.replace("\x00", _FOREIGN) if "\x00" in value else value
 
 
+@lru_cache(maxsize=4096)
 def key(value: str) -> str:
     """`clean`, and cut to 256 bytes of UTF-8 with a digest at the end that keeps it unique."""
     found = clean(value)
@@ -75,7 +89,7 @@ def compact(value: Any) -> str:
         `StoreError`, not retryable, where the value is not plain JSON.
     """
     try:
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"), default=_plain)
+        text = _ENCODER.encode(value)
         # PostgreSQL's jsonb refuses NUL and lone surrogates, and so would every query that casts
         # the column; receivers cannot encode the latter. (Pairs of surrogates pass unchanged.)
         if "\\u0000" not in text and "\\ud" not in text:
@@ -93,6 +107,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray)):
         return value.tolist()
     raise TypeError(f"{type(value).__name__} {value!r}"[:_KEY_BYTES])
+
+
+_ENCODER: Final = json.JSONEncoder(allow_nan=False, separators=(",", ":"), default=_plain)
+"""Made once: `json.dumps` makes one for each value that it is given."""
 
 
 def _acceptable(value: Any) -> Any:
@@ -161,16 +179,22 @@ def _window_rows(window: Window) -> list[Row]:
             {str(label): int(window.predicted[label]) for label in sorted(window.predicted)}
         ),
     }
-    columns = window.detectors or {"": Histogram.empty()}
+    columns = sorted((window.detectors or {"": Histogram.empty()}).items())
+    every = np.stack([histogram.counts for _, histogram in columns])
+    scored = every.sum(1)
+    told = (every @ _TOLD / np.maximum(scored, 1)[:, None]).tolist()
     return [
-        {**shared, "detector": key(detector), **_histogram(columns[detector])}
-        for detector in sorted(columns)
+        {**shared, "detector": key(detector), **_histogram(histogram, *each)}
+        for (detector, histogram), *each in zip(
+            columns, every.tolist(), scored.tolist(), told, strict=True
+        )
     ]
 
 
-def _histogram(histogram: Histogram) -> Row:
-    counts = histogram.counts
-    scored = histogram.scored
+def _histogram(
+    histogram: Histogram, counts: list[int], scored: int, told: Sequence[float | None]
+) -> Row:
+    p05, p01, p = told if scored else (None, None, None)
     return {
         "scored": scored,
         "invalid": int(histogram.invalid),
@@ -179,11 +203,11 @@ def _histogram(histogram: Histogram) -> Row:
         "swings": int(histogram.swings),
         "judged": int(histogram.judged),
         "errors": int(histogram.errors),
-        "share_p05": _share(counts, scored, 0.05),
-        "share_p01": _share(counts, scored, 0.01),
-        "mean_p": float(counts @ _MIDDLES) / scored if scored else None,
+        "share_p05": p05 if p05 is None else min(p05, 1.0),
+        "share_p01": p01 if p01 is None else min(p01, 1.0),
+        "mean_p": p,
         "estimated_accuracy": _number(histogram.accuracy),
-        "counts": compact(counts.tolist()),
+        "counts": compact(counts),
         "raw": compact(_raw(histogram)),
     }
 
@@ -202,15 +226,6 @@ def _raw(histogram: Histogram) -> Mapping[str, Any]:
     if (classes >= 0).any():
         raw["classes"] = classes.tolist()
     return raw
-
-
-def _share(counts: npt.NDArray[np.int64], scored: int, level: float) -> float | None:
-    """Share of scored samples with p ≤ level; linear within the bin that holds the level."""
-    if not scored:
-        return None
-    covered = (level - BIN_EDGES[:-1]) / (BIN_EDGES[1:] - BIN_EDGES[:-1])
-    share = float(counts @ np.clip(covered, 0.0, 1.0)) / scored
-    return min(max(share, 0.0), 1.0)
 
 
 def _drift_row(result: DriftResult) -> Row:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, ColumnElement, Table, cast, extract, func
+from sqlalchemy import BigInteger, ColumnElement, Connection, Dialect, Table, cast, extract, func
 from sqlalchemy import literal_column as sql
 from sqlalchemy.dialects import postgresql, sqlite
 
-__all__ = ["insert_new", "insert_or_change", "now_ns"]
+__all__ = ["add_new", "insert_new", "insert_or_change", "now_ns"]
 
 _UNIX_EPOCH_DAYS: Final = 2_440_587.5  # Julian day of 1970-01-01
 
@@ -21,6 +22,29 @@ _Insert = sqlite.Insert | postgresql.Insert
 def insert_new(table: Table, dialect: str) -> _Insert:
     """Rows whose key is there already are skipped."""
     return _insert(table, dialect).on_conflict_do_nothing()
+
+
+def add_new(connection: Connection, table: Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert many rows of one set of columns; those whose key is there already are skipped.
+
+    Their values are plain (texts, numbers, booleans), so the driver takes them as they are: a
+    parameter set that SQLAlchemy makes of a row costs as much as the row.
+    """
+    text, names = _compiled(table, connection.dialect, tuple(rows[0]))
+    if names is None:
+        connection.exec_driver_sql(text, [dict(row) for row in rows])
+    else:
+        connection.exec_driver_sql(text, list(map(itemgetter(*names), rows)))
+
+
+@lru_cache(maxsize=64)
+def _compiled(
+    table: Table, dialect: Dialect, columns: tuple[str, ...]
+) -> tuple[str, tuple[str, ...] | None]:
+    """The statement in the driver's words, and the order of its values; none where by name."""
+    made = insert_new(table, dialect.name).compile(dialect=dialect, column_keys=columns)
+    order = made.positiontup
+    return str(made), None if order is None else tuple(order)
 
 
 def insert_or_change(

@@ -76,6 +76,7 @@ SAME_RING = {
     ("registry", "contracts"),
     ("windows", "panes"),
     ("judged", "tuned"),
+    ("bets", "neighbours"),
     ("wealth", "bets"),
     ("wealth", "ranks"),
     ("wealth", "neighbours"),
@@ -136,7 +137,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # The two files that make the system known are read whole, so they stay whole.
-LONGEST = {"records.py": 485, "contracts.py": 482}
+LONGEST = {"records.py": 495, "contracts.py": 490}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent", "scoring"}
 TORCH_FILES = ("checks/detectors", "checks/taps")

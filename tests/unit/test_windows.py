@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -101,6 +103,50 @@ def test_neighbours_are_paired_over_batches_and_not_over_invalid_scores_or_sourc
     assert histogram.swings == pytest.approx(1e6 * (np.diff(z**2) ** 2).sum(), rel=0.01)
     both = histogram + histogram
     assert (both.pairs, both.swings) == (14, 2 * histogram.swings)
+
+
+def test_detectors_counted_together_are_counted_as_each_alone() -> None:
+    rng = np.random.default_rng(3)
+    names = ("a", "b", "c")
+    whole, alone = _windows(), {name: _windows() for name in names}
+    columns = []
+    for at in range(12):
+        rows = int(rng.integers(1, 40))
+        scores = {name: rng.normal(size=rows).astype(np.float32) for name in names}
+        if at % 3 == 1:
+            scores["b"][rng.random(rows) < 0.5] = np.nan
+        if at == 7:
+            del scores["c"]
+        segment = rng.integers(0, 2, rows).astype(np.int32)
+        columns.append((scores, segment, rng.integers(0, 3, rows).astype(np.int32)))
+
+    def fed(windows: Windows, kept: tuple[str, ...]) -> list[Window]:
+        closed = []
+        for at, (scores, segment, predicted) in enumerate(columns):
+            mine = {name: scores[name] for name in kept if name in scores}
+            if not mine:
+                continue
+            one = replace(
+                batch([0.0] * len(segment), at, at),
+                scores=mine,
+                digests=dict.fromkeys(mine, "x"),
+                segment=segment,
+                segments=("x", "y"),
+                predicted=predicted,
+            )
+            closed += _add(windows, one)
+        return [c.window for c in (*closed, *windows.advance(EPOCH + 99 * SECOND))]
+
+    together = fed(whole, names)
+    assert len(together) == 4
+    for name in names:
+        for mine, window in zip(fed(alone[name], (name,)), together, strict=True):
+            found, expected = window.histogram(name), mine.histogram(name)
+            assert expected.pairs > 0
+            for part in ("invalid", "pairs", "jumps", "swings"):
+                assert getattr(found, part) == getattr(expected, part), part
+            for part in ("counts", "keys", "sample", "classes"):
+                assert np.array_equal(getattr(found, part), getattr(expected, part)), part
 
 
 def test_segments_are_bounded() -> None:
