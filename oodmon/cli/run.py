@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -12,9 +12,11 @@ import click
 from oodmon.cli.options import config_argument
 
 if TYPE_CHECKING:
+    from oodmon.calibration import Calibration
     from oodmon.config.schema import Config
     from oodmon.daemon.metrics import Metrics
     from oodmon.daemon.parts import Parts
+    from oodmon.daemon.truth import Truth
     from oodmon.store.events import Store
 
 __all__ = ["parts_of", "run"]
@@ -59,7 +61,7 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
         parts=parts,
         reader=half.feed.component.reader,
         store=store,
-        retention=Retention(half.store.retention_days, half.store.max_bytes, half.labels),
+        retention=Retention(half.store.retention_days, half.store.max_bytes),
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )
@@ -121,4 +123,25 @@ def parts_of(config: Config) -> Parts:
             for name in pipeline.calibrations
         },
         labelling=half.labels,
+        truth=truth_of(config, pipeline.calibrations),
     )
+
+
+def truth_of(config: Config, known: Mapping[str, Calibration]) -> Truth | None:
+    """What judges labels that come late, where a rule reads it."""
+    from oodmon.config import build
+    from oodmon.daemon.truth import Truth
+    from oodmon.errors import StateError
+
+    half = build.daemon_half(config)
+    rules = build.label_rules(config)
+    if half.labels is None or not rules:
+        return None
+    reference = max(((one.labelled, one.wrong) for one in known.values()), default=(0, 0))
+    if not reference[0] and not half.labels.least_accuracy:
+        raise StateError(
+            f"daemon.rules.{next(iter(rules))} is on labels, and no calibration in "
+            f"{half.calibration.path} knows how often the model is wrong: run `oodmon fit` on "
+            "labelled data again, or say daemon.labels.least_accuracy"
+        )
+    return Truth(half.labels, reference, rules, config.model.name, config.model.version)

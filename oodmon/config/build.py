@@ -12,7 +12,9 @@ from oodmon.config.fields import names_path
 from oodmon.config.schema import AgentSection, Config, DaemonSection, EventKind
 from oodmon.contracts import Detector, DriftTest, Sink
 from oodmon.errors import ConfigError, StateError
+from oodmon.labelling import LABELS
 from oodmon.pipeline import Pipeline
+from oodmon.rules import Rule
 from oodmon.store.events import Store
 from oodmon.thresholds import Threshold, tuned
 from oodmon.triggers.guard import Guard
@@ -28,6 +30,7 @@ __all__ = [
     "calibrations",
     "daemon_half",
     "drift_tests",
+    "label_rules",
     "pipeline",
     "rule_triggers",
     "scorers",
@@ -177,7 +180,8 @@ def pipeline(config: Config) -> Pipeline:
     """The pure middle of the daemon, before its first batch."""
     half = daemon_half(config)
     known = calibrations(config)
-    for name, rule in half.rules.items():
+    rules = {name: rule for name, rule in half.rules.items() if rule.drift != LABELS}
+    for name, rule in rules.items():
         for detector in rule.detectors:
             if detector not in known and detector != "*":
                 raise StateError(
@@ -190,11 +194,16 @@ def pipeline(config: Config) -> Pipeline:
         known,
         half.windows,
         drift_tests(config, known),
-        half.rules,
+        rules,
         half.flag_level,
         half.flag_fdr,
         half.calibration.ranked_within,
     )
+
+
+def label_rules(config: Config) -> dict[str, Rule]:
+    """The rules on labels that come late; they are none of the fold's."""
+    return {n: rule for n, rule in daemon_half(config).rules.items() if rule.drift == LABELS}
 
 
 def store(config: Config) -> Store:

@@ -10,6 +10,7 @@ import yaml
 from oodmon.config.document import Problems
 from oodmon.config.schema import AgentSection, DaemonSection
 from oodmon.config.wording import near
+from oodmon.labelling import LABELS
 
 __all__ = ["check_rules", "detector_ids", "hints"]
 
@@ -29,7 +30,7 @@ def detector_ids(entries: Entries) -> tuple[str, ...]:
 def check_rules(entries: Entries, path: str, detectors: frozenset[str], problems: Problems) -> None:
     """Names in rules must be names of entities of this file, broken ones included."""
     known = {
-        "drift": _keys(entries, "drift"),
+        "drift": _keys(entries, "drift") | ({LABELS} if LABELS in entries else set()),
         "triggers": _keys(entries, "triggers"),
         "detectors": detectors | {"*"} if detectors else frozenset(),
     }

@@ -29,7 +29,7 @@ from oodmon.config.schema import (
 )
 from oodmon.config.wording import found, near
 from oodmon.errors import OodmonError
-from oodmon.labelling import Labelling
+from oodmon.labelling import LABELS, Labelling
 from oodmon.registry import kinds
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
@@ -154,6 +154,9 @@ class Sections:
         if intake is not None and feed is not None and feed.type != "spool":
             what = "needs a feed of type spool, where what is accepted is kept"
             self._problem(entries["intake"][0], f"{path}.intake", what)
+        if drift and LABELS in drift:
+            what = "is what rules call the test on labels that come late; choose another id"
+            self._problem(entries["drift"][1], f"{path}.drift.{LABELS}", what)
         if "rules" in entries:
             check_rules(entries, f"{path}.rules", detectors, self.convert.problems)
         if feed is None or calibration is None:

@@ -51,10 +51,14 @@ def predictions(labelling: Labelling, batch: ScoreBatch, error_of: str) -> Seque
     ]
 
 
-def tell(labelling: Labelling, store: Store, metrics: Metrics) -> None:
-    """Join what came, and tell what it comes to; too few labels tell nothing but their number."""
-    newest = store.newest_ns()
-    store.join_labels(newest)
+def tell(labelling: Labelling, store: Store, metrics: Metrics, newest: int) -> None:
+    """What the labels that were joined come to; too few tell nothing but their number.
+
+    Args:
+        labelling: over which span.
+        store, metrics: from where to where.
+        newest: start of the newest window, from which the span goes back.
+    """
     since = max(newest - round(labelling.over_seconds * _SECOND), 0)
     found = store.measured(since, 2**63 - 1)
     for name in _GAUGES:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from oodmon.daemon.backoff import Receiver
 from oodmon.daemon.intake import Fold
 from oodmon.daemon.routes import Routes
+from oodmon.daemon.truth import Truth
 from oodmon.errors import ContractError
 from oodmon.labelling import Labelling
 
@@ -58,6 +59,7 @@ class Parts:
         flag_level: the tail probability at which samples are flagged, for the metrics.
         calibrated: detector → when its calibration was made, seconds since the epoch.
         labelling: which predictions are kept for labels that come late; none: no prediction.
+        truth: what judges them; none: no rule reads it.
     """
 
     pipeline: Fold
@@ -66,3 +68,4 @@ class Parts:
     flag_level: float = 0.001
     calibrated: Mapping[str, float] = field(default_factory=dict)
     labelling: Labelling | None = None
+    truth: Truth | None = None

@@ -25,6 +25,7 @@ from oodmon.daemon.couriers import Couriers
 from oodmon.daemon.health import Health
 from oodmon.daemon.http import VERSION, Management, Readiness
 from oodmon.daemon.intake import Fold, Intake
+from oodmon.daemon.late import Late
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Pace, Parts
@@ -39,12 +40,10 @@ from oodmon.store.events import Store
 __all__ = ["Service"]
 
 _log = logging.getLogger(__name__)
-
 _SECOND: Final = 1_000_000_000
 _STEP_DOWN_SECONDS: Final = 2.0
 """How long a replaced daemon waits for calls of sinks before it leaves them behind."""
-_FORCED: Final = 130
-"""Exit status after a second interrupt, as a shell gives it."""
+_FORCED: Final = 130  # exit status after a second interrupt, as a shell gives it
 
 
 class Service:
@@ -100,8 +99,9 @@ class Service:
         self._asked = Asked()
         self._blank = parts.pipeline.freeze()
         self._tenure = Tenure(store, self._health, self.metrics, self._asked, monotonic)
+        late = Late(store, self.metrics, self._observer, self._couriers, lambda: self._parts)
         self._upkeep = Upkeep(
-            store, self.metrics, retention or Retention(), self._pace.upkeep_seconds
+            store, self.metrics, retention or Retention(), self._pace.upkeep_seconds, late
         )
         self._commits = Commits(
             store,

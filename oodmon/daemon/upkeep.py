@@ -15,10 +15,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from oodmon.contracts import Reader
-from oodmon.daemon.labels import tell
+from oodmon.daemon.late import Late
 from oodmon.daemon.metrics import Metrics
 from oodmon.errors import OodmonError
-from oodmon.labelling import Labelling
 from oodmon.store.events import Store
 
 __all__ = ["Retention", "Upkeep"]
@@ -52,12 +51,10 @@ class Retention:
         days: kind of `store.retention.KINDS` → days before the newest window; 0 for ever.
         max_bytes: of the store; beyond it the oldest history of a SQLite file goes early. A
             PostgreSQL server, whose tables seldom shrink, is only watched. 0: no limit.
-        labelling: where predictions are kept for labels: how what they come to is told.
     """
 
     days: Mapping[str, float] = field(default_factory=dict)
     max_bytes: int = 0
-    labelling: Labelling | None = None
 
 
 class Upkeep:
@@ -68,15 +65,22 @@ class Upkeep:
         metrics: where sizes are told.
         retention: what is kept.
         every_seconds: between two rounds.
+        late: what each round does with labels.
     """
 
     def __init__(
-        self, store: Store, metrics: Metrics, retention: Retention, every_seconds: float
+        self,
+        store: Store,
+        metrics: Metrics,
+        retention: Retention,
+        every_seconds: float,
+        late: Late | None = None,
     ) -> None:
         self._store = store
         self._metrics = metrics
         self._retention = retention
         self._every = every_seconds
+        self._late = late
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
         self._receivers: set[str] = set()  # that had letters once: what is none any more is told
@@ -98,8 +102,8 @@ class Upkeep:
 
     def round(self, reader: Reader) -> None:
         """Prune and measure once, and join what labels came."""
-        if self._retention.labelling is not None:
-            tell(self._retention.labelling, self._store, self._metrics)
+        if self._late is not None:
+            self._late.round()
         self._prune()
         partitions = reader.partitions()
         if partitions is not None:

@@ -20,6 +20,7 @@ from oodmon.store.firings import Firings
 from oodmon.store.labels import Labels, Measured, Prediction
 from oodmon.store.leases import Lease
 from oodmon.store.outbox import Depth, Outbox, OutboxRow
+from oodmon.store.outcomes import Judge, Outcomes
 from oodmon.store.queries import Asked, Queries
 from oodmon.store.rows import key
 
@@ -51,6 +52,9 @@ class Store:
         self._labels = Labels(self._database, self.pipeline)
         self._commits = Commits(
             self._database, self.pipeline, self._outbox, self._lease, self._labels
+        )
+        self._outcomes = Outcomes(
+            self._database, self.pipeline, self._lease, self._labels, self._commits, self._outbox
         )
 
     def __repr__(self) -> str:
@@ -144,6 +148,34 @@ class Store:
     def join_labels(self, now_ns: int) -> int:
         """Move labels from the inbox to their predictions; how many found one."""
         return self._labels.join(now_ns)
+
+    def judge_labels(self, now_ns: int, model: str, version: str, judge: Judge, most: int) -> int:
+        """`join_labels`, and what they show of one model version, in the same transactions.
+
+        Args:
+            now_ns: when labels that find no prediction were looked at.
+            model, version: whose outcomes are judged; all labels are joined.
+            judge: is given its state, and the outcomes that were not known before.
+            most: transactions; what is left waits for the next call.
+
+        Errors:
+            `Superseded` where another daemon works for the same pipeline.
+        """
+        return self._outcomes.join(now_ns, model, version, judge, most)
+
+    def take_labels(
+        self,
+        labels: Mapping[str, int],
+        positions: Mapping[str, str],
+        facts: Sequence[Fact] = (),
+        outbox: Sequence[tuple[str, Event]] = (),
+    ) -> None:
+        """`add_labels` of a topic, with its positions and what there is to tell of its messages."""
+        self._outcomes.take(labels, positions, facts, outbox)
+
+    def label_positions(self) -> dict[str, str]:
+        """How far each partition of a topic of labels was read."""
+        return self._outcomes.positions()
 
     def measured(self, since_ns: int, until_ns: int) -> list[Measured]:
         """Per model version: what labels say of samples observed in [since, until)."""

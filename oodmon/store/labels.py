@@ -6,8 +6,9 @@ sample, where it stays as long as these do.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -109,6 +110,12 @@ class Labels:
 
     def add(self, labels: Mapping[str, int]) -> None:
         """Put labels into the inbox; a newer one replaces one that waits there."""
+        if labels:
+            with self._database.write() as connection:
+                self.put(connection, labels)
+
+    def put(self, connection: Connection, labels: Mapping[str, int]) -> None:
+        """The same, in the caller's transaction."""
         if not labels:
             return
         statement = insert_or_change(
@@ -118,13 +125,23 @@ class Labels:
             {"pipeline": self._pipeline, "sample_id": key(name), "label": label, "seen_ns": 0}
             for name, label in labels.items()
         ]
-        with self._database.write() as connection:
-            connection.execute(statement, rows)
+        connection.execute(statement, rows)
 
-    def join(self, now_ns: int) -> int:
+    def join(
+        self,
+        now_ns: int,
+        conclude: Callable[[Connection, Sequence[Row]], None] | None = None,
+        most: int = 0,
+    ) -> int:
         """Move labels to their predictions; how many found one. The others wait, seen at `now_ns`.
 
         A sample that several model versions answered has its label in each.
+
+        Args:
+            now_ns: as above.
+            conclude: called in each transaction, before they are moved, with the `name` and `value`
+                of labels that found a prediction.
+            most: transactions; 0 is no limit.
         """
         inbox, kept = tables.labels, tables.predictions
         mine = inbox.c.pipeline == self._pipeline
@@ -146,11 +163,13 @@ class Labels:
             .where(inbox.c.label == bindparam("value"))
         )
         joined = 0
-        while True:
+        for turn in itertools.count(1):
             with self._database.write() as connection:
                 found = [
                     {"name": row.sample_id, "value": row.label} for row in connection.execute(some)
                 ]
+                if found and conclude is not None:
+                    conclude(connection, found)
                 if found:
                     connection.execute(named, found)
                     connection.execute(done, found)
@@ -158,7 +177,9 @@ class Labels:
                 if len(found) < _AT_ONCE:
                     unseen = update(inbox).where(mine, inbox.c.seen_ns == 0)
                     connection.execute(unseen.values(seen_ns=max(now_ns, 1)))
-                    return joined
+                if len(found) < _AT_ONCE or turn == most:
+                    break
+        return joined
 
     def measured(self, since_ns: int, until_ns: int) -> list[Measured]:
         """Per model version what the samples observed in [since, until) come to."""

@@ -110,7 +110,8 @@ def forget_positions(database: Database, pipeline: str, there: Collection[str]) 
     places = tables.positions
     mine = places.c.pipeline == pipeline
     with database.read() as connection:
-        known = set(connection.execute(select(places.c.partition).where(mine)).scalars())
+        found = connection.execute(select(places.c.partition).where(mine)).scalars()
+        known = {name for name in found if not name.startswith(tables.LABEL_POSITIONS)}
     gone = sorted(known.difference(there))
     for start in range(0, len(gone), _AT_ONCE):
         some = gone[start : start + _AT_ONCE]

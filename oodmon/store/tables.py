@@ -29,11 +29,13 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "LABEL_POSITIONS",
     "TIME_OF",
     "agents",
     "alerts",
     "drift_results",
     "flagged_samples",
+    "label_evidence",
     "labels",
     "leases",
     "metadata",
@@ -205,6 +207,15 @@ labels: Final = Table(
     Column("seen_ns", BigInteger, nullable=False, server_default="0"),
 )
 
+label_evidence: Final = Table(
+    "label_evidence",
+    metadata,
+    _key("pipeline"),
+    _key("model"),
+    _key("version"),
+    _text("state"),
+)
+
 agents: Final = Table(
     "agents",
     metadata,
@@ -286,6 +297,9 @@ trigger_firings: Final = Table(
     _text("outcome"),
     Index(None, "pipeline", "trigger_id", "at_ns"),
 )
+
+LABEL_POSITIONS: Final = "labels:"
+"""Before the names of partitions in `positions` that hold labels: they are none of the feed's."""
 
 TIME_OF: Final = {
     windows: windows.c.window_start_ns,

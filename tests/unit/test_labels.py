@@ -206,6 +206,9 @@ def test_what_is_kept_of_a_batch() -> None:
         ({"share": 0.0}, r"share: 0\.0 is not in"),
         ({"over_seconds": 0.0}, "over_seconds"),
         ({"least_labels": 0}, "least_labels"),
+        ({"false_alarms": "seldom"}, "false_alarms"),
+        ({"tolerated_loss": -0.1}, "tolerated_loss"),
+        ({"least_accuracy": 1.0}, "least_accuracy"),
     ],
 )
 def test_options_are_checked(options: dict[str, float], said: str) -> None:
@@ -244,6 +247,11 @@ def test_the_intake_keeps_what_it_took_once_and_nothing_where_it_is_off() -> Non
     assert not off.group.predictions
 
 
+def _tell(labelling: Labelling, store: Store, metrics: Metrics) -> None:
+    store.join_labels(store.newest_ns())
+    tell(labelling, store, metrics, store.newest_ns())
+
+
 def test_metrics_tell_once_labels_suffice(store: Store) -> None:
     metrics, labelling = Metrics(), Labelling(least_labels=40)
     intake = _intake(labelling, metrics)
@@ -254,11 +262,11 @@ def test_metrics_tell_once_labels_suffice(store: Store) -> None:
     store.append(group.facts, state=b"", positions={}, predictions=group.predictions)
     names = [kept.sample_id for kept in group.predictions]
     store.add_labels(dict.fromkeys(names[:39], 0))
-    tell(labelling, store, metrics)
+    _tell(labelling, store, metrics)
     assert metrics.value("oodmon_labelled_samples", **MODEL) == 39
     assert "oodmon_accuracy_ratio{" not in metrics.render().decode()
     store.add_labels(dict.fromkeys(names[39:50], 1))
-    tell(labelling, store, metrics)
+    _tell(labelling, store, metrics)
     assert metrics.value("oodmon_accuracy_ratio", **MODEL) == pytest.approx(39 / 50)
     low = metrics.value("oodmon_accuracy_low_ratio", **MODEL)
     assert low < 39 / 50 < metrics.value("oodmon_accuracy_high_ratio", **MODEL)
@@ -268,7 +276,7 @@ def test_metrics_tell_once_labels_suffice(store: Store) -> None:
     _take(intake, 1_000)
     intake.advance(EPOCH + 2_000 * SECOND)
     store.append(group.facts, state=b"", positions={}, predictions=group.predictions)
-    tell(Labelling(over_seconds=60.0, least_labels=1), store, metrics)
+    _tell(Labelling(over_seconds=60.0, least_labels=1), store, metrics)
     assert metrics.value("oodmon_labelled_samples", **MODEL) == 0
     assert "oodmon_accuracy_ratio{" not in metrics.render().decode()
 

@@ -146,6 +146,11 @@ def _labels() -> None:
         sa.Column("seen_ns", sa.BigInteger(), nullable=False, server_default="0"),
         sa.PrimaryKeyConstraint("pipeline", "sample_id", name="pk_labels"),
     )
+    op.create_table(
+        "label_evidence",
+        *_texts("pipeline", "model", "version", "state"),
+        sa.PrimaryKeyConstraint("pipeline", "model", "version", name="pk_label_evidence"),
+    )
 
 
 def _machinery() -> None:
@@ -223,6 +228,7 @@ def downgrade() -> None:
         "outbox",
         "positions",
         "agents",
+        "label_evidence",
         "labels",
         "predictions",
         "notices",
