@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import numpy as np
 from oodmon.feeds.spool import Spool
 from oodmon.store.events import Store
 from tests.streams import EPOCH, SECOND, batch, calibration
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 DETECTORS = ("msp", "gram")
 
@@ -125,6 +125,18 @@ daemon:
         with self.open() as store:
             return max((agent["sequence"] + 1 for agent in store.agents()), default=0)
 
+    def times_ready(self) -> int:
+        """How often a daemon has become ready here."""
+        return self.log().count(": ready")
+
+    def wait_ready(self, before: int) -> None:
+        """Until one more has become ready than `times_ready` told before."""
+        eventually(lambda: self.times_ready() > before, self.log)
+
+    def wait_committed(self, before: int) -> None:
+        """Until more is committed than `committed` told before."""
+        eventually(lambda: self.committed() > before, self.log)
+
     def log(self) -> str:
         """What the daemons said."""
         return self._log.read_text() if self._log.exists() else ""
@@ -139,20 +151,18 @@ daemon:
         finally:
             store.close()
 
-    def finish(self, process: subprocess.Popen[bytes], seconds: float = 120.0) -> None:
+    def finish(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until everything was read, concluded and delivered, then end the daemon."""
-        end = time.monotonic() + seconds
         try:
             with self.open() as store:
-                while time.monotonic() < end:
+
+                def done() -> bool:
                     assert process.poll() is None, self.log()
-                    if self._done(store):
-                        break
-                    time.sleep(0.1)
-                else:
-                    raise AssertionError(f"not done in {seconds} s: {self.log()[-3000:]}")
+                    return self._done(store)
+
+                eventually(done, lambda: self.log()[-3000:], 300)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, self.log()
+            assert process.wait(PATIENCE_SECONDS) == 0, self.log()
         finally:
             process.kill()
             process.wait()

@@ -17,7 +17,7 @@ from oodmon.triggers.webhook import Webhook
 from oodmon.wire import event_of
 from tests.servers.http import HttpServer
 from tests.servers.kafka import Broker, ids
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 START = 1_700_000_000_000_000_000
 
@@ -76,7 +76,7 @@ def test_alerts_outlive_a_broker_that_stops(kafka: Broker, tmp_path: Path) -> No
         eventually(empty)
     finally:
         delivery.stop(1.0)
-        delivery.join(5.0)
+        delivery.join(PATIENCE_SECONDS)
         store.close()
     found = Counter(ids(kafka.read_all(sink.topic)))
     assert list(found) == [alert(number).id for number in range(9)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import time
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,11 @@ from oodmon.wire import encode_batch
 from tests.flows.daemons import DETECTORS, Site
 from tests.servers.processes import free_port
 from tests.streams import batch
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 
 def post(port: int, body: bytes) -> int:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_SECONDS)
     headers = {
         "Authorization": "Bearer t0ken",
         "Content-Type": "application/vnd.oodmon.score-batch",
@@ -40,20 +40,18 @@ def test_what_was_accepted_survives_a_kill(tmp_path: Path, monkeypatch: pytest.M
     ]
     daemon = site.start()
     try:
-        deadline = time.monotonic() + 60
-        while post(port, bodies[0]) != 200:
+
+        def runs() -> bool:
             assert daemon.poll() is None, site.log()
-            assert time.monotonic() < deadline, site.log()
-            time.sleep(0.1)
+            return True
+
+        eventually(lambda: runs() and post(port, bodies[0]) == 200, site.log)
         assert post(port, bodies[1]) == 200
         assert post(port, bodies[2]) == 200
         daemon.kill()
         daemon.wait()
         daemon = site.start()
-        while site.committed() < 3:
-            assert daemon.poll() is None, site.log()
-            assert time.monotonic() < deadline + 60, site.log()
-            time.sleep(0.1)
+        eventually(lambda: runs() and site.committed() >= 3, site.log)
         with site.open() as store:
             (agent,) = store.agents()
         assert (agent["source"], agent["samples"], agent["lost"]) == ("edge", 6, 0)

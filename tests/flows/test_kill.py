@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.flows.daemons import Site
-from tests.waiting import eventually
 
 KILLS = 20
 BATCHES = 10_000
@@ -58,7 +57,7 @@ def test_twenty_kills_change_nothing(
     rng = np.random.default_rng(11)
     at_work = 0
     for _ in range(KILLS):
-        ready = wild.log().count(": ready")
+        ready = wild.times_ready()
         process = wild.start()
         # Some die while they import or migrate, some soon after they begin, and some when they
         # have committed something, however slow the machine is.
@@ -66,10 +65,9 @@ def test_twenty_kills_change_nothing(
         if kind == "early":
             time.sleep(float(rng.uniform(0.1, 0.5)))
         else:
-            eventually(lambda seen=ready: wild.log().count(": ready") > seen)
+            wild.wait_ready(ready)
             if kind == "committed":
-                before = wild.committed()
-                eventually(lambda seen=before: wild.committed() > seen)
+                wild.wait_committed(wild.committed())
             time.sleep(float(rng.uniform(0.02, 0.2)))
         assert process.poll() is None, wild.log()
         process.kill()

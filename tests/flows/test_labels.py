@@ -16,7 +16,7 @@ from oodmon.cli import main
 from oodmon.store import tables
 from oodmon.store.database import Database
 from tests.flows.daemons import Site
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 BATCHES = 1_200
 ROWS = 16
@@ -77,9 +77,9 @@ def test_predictions_and_labels_survive_kills(tmp_path: Path) -> None:
 
     rng = np.random.default_rng(5)
     for kill in range(KILLS):
-        ready = wild.log().count(": ready")
+        ready = wild.times_ready()
         process = wild.start()
-        eventually(lambda seen=ready: wild.log().count(": ready") > seen)
+        wild.wait_ready(ready)
         time.sleep(float(rng.uniform(0.02, 0.3)))
         process.kill()
         process.wait()
@@ -90,7 +90,7 @@ def test_predictions_and_labels_survive_kills(tmp_path: Path) -> None:
         process = site.start()
         _joined(site, process, len(names))
         process.terminate()
-        assert process.wait(30) == 0, site.log()
+        assert process.wait(PATIENCE_SECONDS) == 0, site.log()
 
     assert wild.facts() == calm.facts()
     found = _predictions(wild)

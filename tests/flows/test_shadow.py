@@ -27,7 +27,7 @@ from oodmon.config.parse import load  # noqa: E402
 from oodmon.fitting import fit  # noqa: E402
 from oodmon.fitting.sources import from_data  # noqa: E402
 from oodmon.records import DriftResult, Exceedance, Fact, Notice, ScoreBatch, Window  # noqa: E402
-from tests.waiting import eventually  # noqa: E402
+from tests.waiting import PATIENCE_SECONDS, eventually  # noqa: E402
 
 KNOWN = (0, 1, 2, 3, 5, 7, 8, 9)
 ROWS = 8
@@ -169,7 +169,7 @@ def test_from_file_to_facts(site: tuple[Path, nn.Module]) -> None:
                 due = ROWS * number - 40
                 eventually(functools.partial(far_enough, agent, due))
     finally:
-        assert agent.detach(60)
+        assert agent.detach(PATIENCE_SECONDS)
     assert same(anatomy(model), before), "the model is not as it was"
     assert torch.equal(dice, torch.get_rng_state())
 

@@ -430,6 +430,36 @@ def test_a_failing_sink_waits_in_the_outbox_and_does_not_disturb(tmp_path: Path)
     assert back.events[0].id == good.events[0].id
 
 
+def test_the_end_waits_for_a_sink_that_hangs_until_it_is_forced(tmp_path: Path) -> None:
+    released = threading.Event()
+
+    class Hanging(Box):
+        def send(self, events: Sequence[Event]) -> None:
+            self.log.append("send")
+            released.wait(2 * PATIENCE_SECONDS)
+
+    put(tmp_path / "spool", list(stream(100, shift_at=60)))
+    box = Hanging()
+    pace = Pace(**{**vars(FAST), "grace_seconds": 10 * PATIENCE_SECONDS})
+    service = make(tmp_path, {"sinks.box": box}, pace=pace)
+    status: list[int] = []
+    thread = threading.Thread(target=lambda: status.append(service.run()), name="daemon")
+    thread.start()
+    try:
+        eventually(lambda: "send" in box.log)
+        service.stop()
+        eventually(lambda: service.readiness().parts["daemon"] == "stopping")
+        thread.join(0.2)
+        assert not status, "it gives the sink its grace period"
+        service.stop(force=True)
+        thread.join(PATIENCE_SECONDS)
+        assert status == [130]
+    finally:
+        service.stop(force=True)
+        released.set()
+        thread.join(PATIENCE_SECONDS)
+
+
 def test_reload_swaps_what_changed_and_keeps_the_evidence(tmp_path: Path) -> None:
     kept, gone, new = Box("kept"), Box("gone"), Box("new")
     box: dict[str, Receiver] = {"sinks.kept": kept, "sinks.gone": gone}
