@@ -43,7 +43,12 @@ def peers(
         "entropy": module.Entropy(None),
         "gen": module.GEN(None, M=min(100, len(weight))),
         "kl_matching": module.KLMatching(None).fit_logits(logits, labels),
+        "openmax": module.OpenMax(None, tailsize=20, alpha=10).fit_logits(logits, labels),
+        "temperature_scaling": module.TemperatureScaling(None),
     }
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        of_logits["temperature_scaling"].fit_logits(logits.clone(), labels)
+    gradient = module.GradNorm(linear, param_filter=lambda name: name == "weight")
     distance = module.fDBD(None, linear)
     distance._precompute_denom_matrix()
     of_features = {
@@ -76,6 +81,11 @@ def peers(
     def on_features(judge: Any) -> Score:
         return lambda acts: judge.predict_features(acts.layer(layer))
 
+    def by_gradient(acts: Activations) -> Tensor:
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            found: Tensor = gradient.predict(acts.layer(layer).clone()).detach()
+        return found
+
     def on_maps(judge: Any) -> Score:
         return lambda acts: judge.predict_feature_maps(acts.layer(maps))
 
@@ -83,4 +93,5 @@ def peers(
         **{name: on_logits(judge) for name, judge in of_logits.items()},
         **{name: on_features(judge) for name, judge in of_features.items()},
         **{name: on_maps(judge) for name, judge in of_maps.items()},
+        "gradnorm": by_gradient,
     }
