@@ -5,22 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from oodmon.contracts import Detector, Paper, Reads, Stability, State
-from oodmon.detectors.logits import log_odds, two_sided
+from oodmon.detectors.odds import answer
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
 
 __all__ = ["Doctor"]
-
-_LEAST: Final = 1e-300
-"""A probability is at least this before it is divided by; its logarithm is kept apart."""
 
 
 @detectors.register("doctor")
@@ -68,16 +64,11 @@ class Doctor(Detector):
         return Reads(logits=True)
 
     def score(self, acts: Activations, state: State) -> Tensor:
-        """With s = 1 - p and q the others' sum of squares: 1 - g = s (2 - s - q / s)."""
+        """With s = 1 - p and r the mean p of the others: 1 - g = s (2 - s - r)."""
         del state
-        odds = log_odds(acts, self.temperature)
+        found = answer(acts, self.temperature)
         if self.kind == "beta":
-            return odds
-        log_s = functional.logsigmoid(odds.double())
-        s = log_s.exp()
-        shares = (two_sided(acts).double() / self.temperature).softmax(dim=1)
-        # the difference is lost where s is small; then q <= s * s does not count either
-        others = (shares.square().sum(dim=1) - (1.0 - s).square()).clamp(min=0.0)
-        others = torch.minimum(others, s.square())
-        wrong = log_s + torch.log(2.0 - s - others / s.clamp(min=_LEAST))
-        return wrong - torch.log((1.0 - s).square() + others)
+            return found.log_odds()
+        s, r = found.log_wrong().exp_(), found.mean_other()
+        right = torch.addcmul((1.0 - s).square_(), s, r)
+        return found.log_wrong().add_(torch.log(2.0 - s - r)).sub_(right.log_())

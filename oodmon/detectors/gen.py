@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.nn import functional
 
 from oodmon.contracts import Detector, Paper, Reads, Stability, State
-from oodmon.detectors.logits import gaps, log_odds
-from oodmon.detectors.order import top_values
+from oodmon.detectors.odds import answer, two_sided
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -69,18 +69,21 @@ class GEN(Detector):
         return Reads(logits=True)
 
     def score(self, acts: Activations, state: State) -> Tensor:
-        """With o the odds of the others: at the top p = 1 / (1 + o) and 1 - p = o / (1 + o).
+        """All in the log domain: p^gamma is far from 0 where p itself underflows.
 
-        All in the log domain: p^gamma is far from 0 where p itself underflows.
+        p (1 - p) is the same for p and 1 - p, so the predicted class may stand for itself or for
+        all the others.
         """
         del state
-        odds = log_odds(acts, self.temperature)
-        log_total = functional.softplus(odds)  # -log p at the top
-        gap = gaps(acts, self.temperature)
-        if self.top < gap.shape[1]:
-            gap = top_values(gap, self.top - 1)
-        log_p = gap.sub_(log_total.unsqueeze(1))
-        # the predicted class is not among the others: its gap is marked, and its term here is 0
-        terms = log_p.exp().neg_().log1p_().add_(log_p).mul_(self.gamma).exp_().sum(dim=1)
-        top = odds.sub(log_total, alpha=2.0)
-        return terms.add_(top.mul_(self.gamma).exp_())
+        found = answer(acts, self.temperature)
+        log_p = found.log_likeliest(min(self.top, two_sided(acts).shape[1]))
+        if not log_p.is_cpu:
+            log_p = log_p.exp().neg_().log1p_().add_(log_p)
+            return log_p.mul_(self.gamma).exp_().sum(dim=1)
+        # p is at most one half, so log(1 - p) is as good as log1p(-p) to its power
+        values = log_p.numpy()
+        terms = np.exp(values)
+        np.log(np.subtract(1.0, terms, terms), terms)
+        terms += values
+        terms *= self.gamma
+        return torch.from_numpy(np.exp(terms, terms)).sum(dim=1)

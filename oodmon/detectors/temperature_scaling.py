@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.logits import MSP, Energy, Entropy, two_sided
+from oodmon.detectors.odds import Answer, answer_of, two_sided
 from oodmon.detectors.reference import gather
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
@@ -19,7 +19,11 @@ from oodmon.registry import detectors
 
 __all__ = ["TemperatureScaling", "best_temperature"]
 
-_SCORES: Final[dict[str, Detector]] = {"msp": MSP(), "entropy": Entropy(), "energy": Energy()}
+_SCORES: Final[Mapping[str, Callable[[Answer], Tensor]]] = {
+    "msp": lambda answer: answer.log_wrong(),
+    "entropy": lambda answer: answer.entropy(),
+    "energy": lambda answer: answer.log_partition().neg_(),
+}
 
 _COLDEST: Final = 0.05
 _WARMEST: Final = 100.0
@@ -99,8 +103,7 @@ class TemperatureScaling(Detector):
 
     def score(self, acts: Activations, state: State) -> Tensor:
         """The chosen score of the logits at the learnt temperature."""
-        cooler = Activations(logits=two_sided(acts) / state["temperature"])
-        return _SCORES[self.score_of].score(cooler, {})
+        return _SCORES[self.score_of](answer_of(two_sided(acts) / state["temperature"]))
 
 
 def best_temperature(logits: Tensor, labels: Tensor) -> float:
