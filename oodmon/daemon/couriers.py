@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, get_args
 
 from oodmon.contracts import Clock, TriggerRequest
 from oodmon.daemon.backoff import Backoff, Receiver
 from oodmon.daemon.delivery import Delivery
 from oodmon.daemon.metrics import Metrics
 from oodmon.store.events import Store
-from oodmon.triggers.guard import Guard
+from oodmon.triggers.guard import Guard, Outcome
 
 __all__ = ["Couriers"]
 
@@ -69,6 +69,10 @@ class Couriers:
                 continue
             if isinstance(receiver, Guard):
                 receiver.remember(self._store, self._clock, self._requested)
+                for outcome in get_args(Outcome):
+                    self._metrics.add(
+                        "oodmon_retrain_requests_total", 0, trigger=receiver.id, result=outcome
+                    )
             delivery = self._threads[name] = Delivery(
                 name,
                 receiver,

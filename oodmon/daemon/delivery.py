@@ -80,12 +80,14 @@ class Delivery:
         self._stop = threading.Event()
         self._opened = False
         self._failures = 0
+        self._outbox_failures = 0
         self._first_failed: dict[int, float] = {}
         self._bugs: set[str] = set()
         self._unsettled: list[int] = []
         self._deadline: float | None = None
         self._calling_since: float | None = None
         self._told_stall = False
+        self._told_failure = ""
         self._thread = threading.Thread(target=self._run, name=f"deliver {name}", daemon=True)
         for result in ("delivered", "retried", "rejected", "expired"):
             metrics.add("oodmon_sink_deliveries_total", 0, sink=name, result=result)
@@ -130,8 +132,8 @@ class Delivery:
 
     @property
     def failing(self) -> bool:
-        """The last call failed."""
-        return self._failures > 0
+        """The last call failed, or the outbox could not be read."""
+        return self._failures > 0 or self._outbox_failures > 0
 
     def _run(self) -> None:
         try:
@@ -150,7 +152,7 @@ class Delivery:
         return self._stop.is_set() and deadline is not None and self._monotonic() >= deadline
 
     def _pause(self, seconds: float) -> None:
-        if self._failures:
+        if self._failures or self._outbox_failures:
             self._stop.wait(seconds)  # new events are no reason to try sooner
         else:
             self._wake.wait(seconds)
@@ -160,20 +162,31 @@ class Delivery:
         try:
             self._settle(())
             rows = self._outbox.pending(self.name, self._clock(), self.backoff.batch)
+            self._outbox_failures = 0
             if not rows:
-                return _IDLE_SECONDS
+                return self._idle()
             error = self._open()
             if error is not None:
                 return self._retry(rows, error)
             return self._deliver(rows)
         except StoreError as store_error:
+            # The database's failure, not the receiver's: over as soon as the outbox can be read.
             _log.warning("%s: the outbox cannot be read or written: %s", self.name, store_error)
-            self._failures += 1
-            return self._wait(0.0)
+            self._outbox_failures += 1
+            return self.backoff.wait(self._outbox_failures, self._random.random())
         except Exception:
             _log.exception("%s: delivery failed in a way that it should not", self.name)
             self._failures += 1
             return self._wait(0.0)
+
+    def _idle(self) -> float:
+        """Nothing waits: see that the receiver is there, so that the first alert is no surprise."""
+        if not self._opened and not self._stop.is_set():
+            error = self._open()
+            if error is not None:
+                return self._fail(error)
+            self._recover()
+        return _IDLE_SECONDS
 
     def _open(self) -> Exception | None:
         if self._opened:
@@ -214,8 +227,7 @@ class Delivery:
             error = self._call(partial(self.receiver.send, events))
             if error is None:
                 sent = True
-                self._failures = 0
-                self._metrics.put("oodmon_sink_up", 1, sink=self.name)
+                self._recover()
                 self._count("delivered", len(part))
                 self._settle(part)
                 self._forget(part)
@@ -253,12 +265,9 @@ class Delivery:
 
     def _retry(self, rows: Sequence[OutboxRow], error: Exception) -> float:
         """Put rows off, or give up on those that have failed for too long."""
-        self._failures += 1
-        self._metrics.put("oodmon_sink_up", 0, sink=self.name)
+        wait = self._fail(error)
         now = self._clock()
         why = str(error) or type(error).__name__
-        wish = error.after_seconds if isinstance(error, RetryLater) else 0.0
-        wait = self._wait(wish)
         # By the monotonic clock: a wall clock that is set on must not make dead letters.
         tried_at = self._monotonic()
         oldest = tried_at - self.backoff.max_age_seconds
@@ -274,6 +283,23 @@ class Delivery:
             due = now + round(wait * _SECOND)
             self._outbox.defer(self.name, [row.seq for row in young], due, why)
         return wait
+
+    def _fail(self, error: Exception) -> float:
+        """Note a failure, and tell the log when it is a new one; the seconds to wait."""
+        self._failures += 1
+        self._metrics.put("oodmon_sink_up", 0, sink=self.name)
+        why = str(error) or type(error).__name__
+        if why != self._told_failure:
+            _log.warning("%s fails, its events wait in the outbox: %s", self.name, why)
+        self._told_failure = why
+        return self._wait(error.after_seconds if isinstance(error, RetryLater) else 0.0)
+
+    def _recover(self) -> None:
+        if self._told_failure:
+            _log.warning("%s works again", self.name)
+        self._told_failure = ""
+        self._failures = 0
+        self._metrics.put("oodmon_sink_up", 1, sink=self.name)
 
     def _wait(self, wish_seconds: float) -> float:
         drawn = self.backoff.wait(self._failures, self._random.random())

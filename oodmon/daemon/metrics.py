@@ -249,6 +249,10 @@ class Metrics(Collector):
         self._max_series = max_series
         self._lock = threading.Lock()
         self._values = {name: _Values() for name in METRICS}
+        for name, metric in METRICS.items():
+            if metric.kind == "counter" and not metric.labels:
+                # `increase` sees the first failure only where there was a nought before it.
+                self._values[name].numbers[()] = 0.0
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
         ProcessCollector(registry=self.registry)

@@ -273,6 +273,40 @@ def test_opening_is_tried_again_and_nothing_is_buried_meanwhile(store: Store) ->
         eventually(lambda: box.taken == ["e"])
 
 
+def test_a_receiver_that_is_away_is_told_before_there_is_anything_to_send(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    box = Box()
+    box.open_error = RetryLater("nobody listens on hooks:443")
+    with Served(store, box) as served:
+        eventually(lambda: box.opened >= 3)
+        assert served.delivery.failing
+        assert served.metrics.value("oodmon_sink_up", sink=NAME) == 0
+        assert caplog.text.count("nobody listens on hooks:443") == 1, "told once, not at every try"
+        box.open_error = None
+        eventually(lambda: not served.delivery.failing)
+        assert served.metrics.value("oodmon_sink_up", sink=NAME) == 1
+    assert f"{NAME} works again" in caplog.text
+
+
+def test_what_a_receiver_says_against_an_event_is_in_the_log(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = [True]
+
+    def answer(_: Any) -> None:
+        if away[0]:
+            raise RetryLater("503 from hooks")
+
+    queue(store, event("e"))
+    with Served(store, Box(answer)) as served:
+        eventually(lambda: served.count("retried") >= 2)
+        away[0] = False
+        eventually(lambda: drained(store))
+    assert caplog.text.count("503 from hooks") == 1
+    assert f"{NAME} works again" in caplog.text
+
+
 def test_a_hanging_receiver_is_shown_and_does_not_hold_up_others_or_the_end(store: Store) -> None:
     release = threading.Event()
     hanging = Box(lambda _: release.wait(PATIENCE_SECONDS))
