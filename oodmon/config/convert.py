@@ -171,7 +171,9 @@ class Converter:
             if name not in self.environment:
                 missing.append(name)
                 return ""
-            return self.environment[name]
+            value = self.environment[name]
+            self.problems.hide(value, name)
+            return value
 
         result = VARIABLE.sub(replace, str(node.value))
         for name in missing:

@@ -8,6 +8,7 @@ option expects. Size, depth, nodes and aliases are limited before anything is bu
 from __future__ import annotations
 
 import codecs
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +31,11 @@ MAX_DEPTH: Final = 24
 MAX_NODES: Final = 5_000
 MAX_ALIASES: Final = 64
 
+_SHORTEST_SECRET: Final = 4
+"""A shorter value of a variable may be repeated: a port, a level, a yes."""
+_TELLING: Final = 8
+"""So many characters from the beginning of a value are not shown either."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:
@@ -49,6 +55,7 @@ class Problems:
 
     file: str
     _found: dict[tuple[Place, str, str], None] = field(default_factory=dict)  # in order, each once
+    _hidden: dict[str, str] = field(default_factory=dict)  # value → variable
 
     def add(self, place: Place | yaml.Node, path: str, what: str) -> None:
         """Note one problem; `path` is the dotted place in the config, "" for the whole file."""
@@ -57,7 +64,12 @@ class Problems:
 
     def scratch(self) -> Problems:
         """An empty collection for the same file: to try something without telling."""
-        return Problems(self.file)
+        return Problems(self.file, _hidden=self._hidden)
+
+    def hide(self, value: str, variable: str) -> None:
+        """What came from the environment may be a secret in a wrong place: its name is told."""
+        if len(value) >= _SHORTEST_SECRET:
+            self._hidden[value] = variable
 
     def __len__(self) -> int:
         return len(self._found)
@@ -67,12 +79,28 @@ class Problems:
         ordered = sorted(self._found, key=lambda found: found[0])
         return tuple(
             _printable(
-                f"{self.file}:{place.line}:{place.column}: {path}: {what}"
+                f"{self.file}:{place.line}:{place.column}: {path}: {self._safe(what)}"
                 if path
-                else f"{self.file}:{place.line}:{place.column}: {what}"
+                else f"{self.file}:{place.line}:{place.column}: {self._safe(what)}"
             )
             for place, path, what in ordered
         )
+
+    def _safe(self, what: str) -> str:
+        """Without values of variables, also where only their beginning or a quoted form stands."""
+        for value in sorted(self._hidden, key=len, reverse=True):
+            for form in {value, repr(value)[1:-1]}:
+                begin = form[:_TELLING]
+                at = what.find(begin)
+                while at >= 0:
+                    same = itertools.takewhile(
+                        lambda pair: pair[0] == pair[1], zip(what[at:], form, strict=False)
+                    )
+                    end = at + sum(1 for _ in same)
+                    told = f"${{{self._hidden[value]}}}"
+                    what = what[:at] + told + what[end:]
+                    at = what.find(begin, at + len(told))
+        return what
 
 
 def place_of(node: yaml.Node) -> Place:

@@ -95,6 +95,44 @@ def test_a_secret_in_a_wrong_place_is_not_repeated(line: str) -> None:
     assert MARK not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [MARK, MARK * 20, "a'b\"c\\d-" + MARK, MARK + "\n\x07"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        'sinks: {a: {type: "${MARK}"}}',
+        'sinks: {a: {type: webhook, url: "${MARK}"}}',
+        'sinks: {a: {type: webhook, url: "http://x", timeout_seconds: "${MARK}"}}',
+        'sinks: {a: {type: kafka, bootstrap_servers: [a], topic: "${MARK}"}}',
+        'sinks: {a: {type: kafka, bootstrap_servers: ["x${MARK}y"]}}',
+        'rules: {r: {drift: "${MARK}"}}',
+        'store: {url: "${MARK}"}',
+        'windows: {length_seconds: "${MARK}"}',
+        'feed: "${MARK}"',
+        '"${MARK}": 1',
+        "odd: ${MARK}",
+    ],
+)
+def test_a_variable_in_a_wrong_place_is_told_by_its_name(line: str, value: str) -> None:
+    feed = "" if line.startswith("feed") else "  feed: {type: spool, path: s}\n"
+    text = f"model: {{name: m}}\ndaemon:\n{feed}  {line}\n  calibration: {{path: p}}\n  more: 1\n"
+    with pytest.raises(ConfigError) as caught:
+        loads(text.encode(), "daemon", environment={"MARK": value})
+    assert value[:8] not in str(caught.value)
+    assert MARK not in str(caught.value)
+
+
+def test_a_message_stays_readable_where_a_variable_is_short() -> None:
+    feed = 'feed: {type: kafka, bootstrap_servers: [a], topic: "${A}", group: "${B}"}'
+    for topic, told in (("a/b", "'a/b'"), ("a/b-and-more", "'${A}'")):
+        with pytest.raises(ConfigError) as caught:
+            loads(
+                f"model: {{name: m}}\ndaemon: {{{feed}, calibration: {{path: p}}}}\n".encode(),
+                "daemon",
+                environment={"A": topic, "B": "b"},
+            )
+        assert f"topic: {told} is no name of a topic" in str(caught.value)
+
+
 def test_a_secret_is_shown_as_stars() -> None:
     held = Secret(MARK)
     for text in (repr(held), str(held), f"{held}", f"{held!r}", "%s" % held, repr([held])):  # noqa: UP031
