@@ -21,6 +21,7 @@ import numpy as np
 from tests.faults.site import Run, chunks, moments
 from tests.faults.writers import send_again
 from tests.servers.postgres import PostgresServer
+from tests.waiting import PATIENCE_SECONDS
 
 Action = Callable[[Run], None]
 
@@ -246,7 +247,7 @@ def _two_daemons(run: Run, rng: np.random.Generator) -> None:
         # It keeps its place if it was stopped within a transaction: the server then holds its rows.
         began = time.monotonic()
         first.send_signal(signal.SIGTERM)
-        assert first.wait(30) == 0, run.said()
+        assert first.wait(PATIENCE_SECONDS) == 0, run.said()
     run.ready(began)
 
 
@@ -276,7 +277,7 @@ def _partitions_move(run: Run, rng: np.random.Generator) -> None:
         works, waits = waits, works
     run.daemons.remove(waits)
     waits[0].send_signal(signal.SIGTERM)
-    assert waits[0].wait(30) == 0, run.said()
+    assert waits[0].wait(PATIENCE_SECONDS) == 0, run.said()
 
 
 def _again(run: Run, rng: np.random.Generator) -> None:

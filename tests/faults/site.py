@@ -27,6 +27,7 @@ from tests.faults.proxy import Proxy
 from tests.faults.writers import ROOT, Agents, make_topic
 from tests.servers.kafka import Broker
 from tests.servers.processes import free_port
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 CHUNK = 6
 """The agents are never further apart than so many batches; lateness allows for more."""
@@ -171,14 +172,14 @@ daemon:
         """End the daemon that was started last, in this way."""
         process, _ = self.daemons.pop()
         process.send_signal(number)
-        status = process.wait(30)
+        status = process.wait(PATIENCE_SECONDS)
         assert number == signal.SIGKILL or status == 0, self.said()
 
     def page(self, name: str, port: int = 0) -> tuple[int, str]:
         """Status and text of a page of the daemon that was started last; 0 where nobody answers."""
         try:
             with urllib.request.urlopen(
-                f"http://127.0.0.1:{port or self.daemons[-1][1]}/{name}", timeout=5
+                f"http://127.0.0.1:{port or self.daemons[-1][1]}/{name}", timeout=20
             ) as answer:
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
@@ -186,20 +187,23 @@ daemon:
         except OSError:
             return 0, ""
 
-    def ready(self, since: float, seconds: float = 60.0) -> None:
+    def ready(self, since: float, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until the daemon is ready; note the time since then as a recovery."""
         self.until(lambda: self.page("readyz")[0] == 200, "ready", seconds)
         with self._lock:
             self.outcome.recovery.append(time.monotonic() - since)
 
-    def until(self, holds: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    def until(
+        self, holds: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS
+    ) -> None:
         """Wait for it."""
-        deadline = time.monotonic() + seconds
-        while not holds():
+
+        def so() -> bool:
             dead = [p for p, _ in self.daemons if p.poll() is not None]
             assert not dead, f"a daemon ended by itself: {self.said()}"
-            assert time.monotonic() < deadline, f"{what}: not in {seconds} s: {self.said()}"
-            time.sleep(0.01)
+            return holds()
+
+        eventually(so, lambda: f"{what}: {self.said()}", seconds)
 
     def shift_clock(self, seconds: float) -> None:
         """Set the daemon's wall clock off."""

@@ -64,7 +64,7 @@ def session(_broker: Broker, request: pytest.FixtureRequest) -> Iterator[Session
         yield found
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", RUNS, ids=lambda fault: fault.name.replace(": ", " "))
 def test_faults_change_nothing(session: Session, fault: Fault) -> None:
     verdict = session.judge(fault, fault.databases[0], seed=1)

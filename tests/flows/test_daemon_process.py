@@ -166,7 +166,7 @@ def test_an_idle_daemon_is_small(daemon: Daemon) -> None:
         daemon.start()
         eventually(daemon.ready, lambda: daemon.log)
         daemon.ask("/metrics")
-        time.sleep(1.5)
+        time.sleep(0.3)
         assert resident_bytes(daemon.pid) < IDLE_BYTES
         libraries = Path(f"/proc/{daemon.pid}/maps").read_text()
         assert "libtorch" not in libraries
