@@ -73,7 +73,8 @@ def _sentences(
     """What moved, in plain words."""
     told = []
     if result.since:
-        told.append(f"The change began at about {rfc3339(result.since)}.")
+        at = rfc3339(result.since).replace("T", " ").replace("Z", " UTC")
+        told.append(f"The change began at about {at}.")
     changed = [pair for pair in streams if "changed_fraction" in pair[1]]
     if changed:
         # Evidence is bounded, so that in a great change many streams have as much: of those that

@@ -183,6 +183,10 @@ def _scores(inside: Mapping[str, Scores], found: Found, shown: list[str]) -> str
                     _shares(scores, edges), edges, color=colour, lw=1.3, ls=style, label=plain(name)
                 )
             axes.set_yticks([])
+            if place >= len(shown) - columns:
+                axes.set_xlabel("score")
+            if place % columns == 0:
+                axes.set_ylabel("share of samples")
             axes.grid(visible=False)
             axes.set_title(plain(detector))
         handles, labels = grid[0, 0].get_legend_handles_labels()

@@ -26,6 +26,10 @@ _CLASSES: Final = 24
 
 _DATES: Final[Any] = matplotlib.dates  # untyped in matplotlib
 
+_GAP: Final = 3.0
+"""Windows that lie further apart than so many times the usual have a gap between them."""
+_LEAST_SPACINGS: Final = 4
+
 Spans = Sequence[tuple[int, int]]
 """When alarms fired: (start, end) in ns UTC."""
 
@@ -33,6 +37,24 @@ Spans = Sequence[tuple[int, int]]
 def _days(times: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     days: npt.NDArray[np.float64] = _DATES.date2num(times.astype("datetime64[ns]"))
     return days
+
+
+def _with_gaps(
+    at: npt.NDArray[np.int64], *columns: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.float64], ...]:
+    """Days and values to draw, with nothing where traffic stopped: a line over it would invent.
+
+    The last value before a gap holds for one more window, so that one that stands alone is seen.
+    """
+    spacing = np.diff(at)
+    if len(spacing) < _LEAST_SPACINGS:
+        return _days(at), *columns
+    usual = int(np.median(spacing))
+    last = np.flatnonzero(spacing > _GAP * usual)
+    places = np.repeat(last + 1, 2)
+    times = np.insert(at, places, np.repeat(at[last] + usual, 2))
+    held = [np.stack([c[last], np.full(len(last), np.nan)], axis=1).ravel() for c in columns]
+    return _days(times), *map(np.insert, columns, [places] * len(held), held)
 
 
 def _along_time(axes: Axes, bounds: tuple[int, int], alarms: Spans, changed_at: int) -> None:
@@ -90,8 +112,7 @@ def evidence(
             for colour, line in zip(SERIES, shown, strict=False):
                 marker = "." if len(line.at) < 3 else ""
                 axes.plot(
-                    _days(line.at),
-                    line.statistic,
+                    *_with_gaps(line.at, line.statistic),
                     color=colour,
                     lw=1.4,
                     marker=marker,
@@ -101,6 +122,7 @@ def evidence(
             axes.plot(
                 _days(first.at), first.threshold, color=ALARM, lw=1.1, ls="--", label="threshold"
             )
+            axes.set_ylabel("statistic")
             # What lies far below nothing is as good as nothing.
             lowest = min(float(line.statistic.min()) for line in shown)
             top = max(float(max(line.statistic.max(), line.threshold.max())) for line in shown)
@@ -120,7 +142,7 @@ def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_a
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         _along_time(axes, bounds, alarms, changed_at)
-        middles = _days((timeline.starts // 2 + timeline.ends // 2).astype(np.int64))
+        middles = (timeline.starts // 2 + timeline.ends // 2).astype(np.int64)
         top = 2.0 * LEVEL
         for colour, (name, counts) in zip(
             _cycle(len(timeline.counts)), timeline.counts.items(), strict=True
@@ -128,12 +150,13 @@ def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_a
             totals = counts.sum(axis=1)
             with np.errstate(invalid="ignore"):
                 share = np.where(totals > 0, counts @ covered / np.maximum(totals, 1), np.nan)
-            axes.plot(middles, share, color=colour, lw=1.4, label=plain(name))
+            axes.plot(*_with_gaps(middles, share), color=colour, lw=1.4, label=plain(name))
             if np.isfinite(share).any():
                 top = max(top, float(np.nanmax(share)))
         axes.axhline(LEVEL, color=MUTED, lw=1.0, ls="--", label="expected, 5 %")
         axes.set_ylim(0.0, min(top * 1.1, 1.0))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.set_ylabel("share of samples")
         axes.set_title(" ")
         _legend(axes)
 
@@ -185,6 +208,8 @@ def tails(
                 axes.legend(loc="upper right")
             if place >= len(names) - columns:
                 axes.set_xlabel("tail probability p")
+            if place % columns == 0:
+                axes.set_ylabel("share of samples")
 
     return svg("tails", 0.4 + 2.2 * rows, draw, "Histograms of tail probabilities")
 
@@ -209,19 +234,24 @@ def heat(timeline: Timeline, bounds: tuple[int, int], changed_at: int) -> str:
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
-        edges = _days(np.append(timeline.starts, timeline.ends[-1]))
+        # What lies between two windows is a column of its own, with nothing in it.
+        alone = np.append(timeline.ends[:-1] < timeline.starts[1:], True)
+        edges = np.unique(np.concatenate([timeline.starts, timeline.ends[alone]]))
+        columns = np.searchsorted(edges, timeline.starts)
         drawn = None
         for axes, name in zip(panels, names, strict=True):
             counts = np.add.reduceat(timeline.counts[name], starts, axis=1)
             wanted = counts.sum(axis=1, keepdims=True) * expected
             # One sample on either side keeps rare bins of small windows from shouting.
             ratio = np.log2((counts + 1.0) / (wanted + 1.0))
+            shown = np.full((len(edges) - 1, len(starts)), np.nan)
+            shown[columns] = ratio
             axes.grid(visible=False)
             _along_time(axes, bounds, (), changed_at)
             drawn = axes.pcolormesh(
-                edges,
+                _days(edges),
                 np.arange(len(starts) + 1),
-                ratio.T,
+                np.ma.masked_invalid(shown).T,
                 cmap=colours,
                 vmin=-3.0,
                 vmax=3.0,
@@ -261,6 +291,7 @@ def classes(counts: Mapping[int, tuple[int, int]]) -> str:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.set_xlabel("predicted class")
+        axes.set_ylabel("share of samples")
 
     return svg("classes", 2.4, draw, "Shares of the predicted classes")
 

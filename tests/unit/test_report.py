@@ -24,7 +24,7 @@ from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.errors import ContractError, StoreError
 from oodmon.pipeline import Pipeline
 from oodmon.records import Alert, ScoreBatch
-from oodmon.report import build, wording
+from oodmon.report import build, plots, wording
 from oodmon.report.thumbnails import thumbnails
 from oodmon.rules import Rule
 from oodmon.store.events import AgentSeen, Store
@@ -361,3 +361,23 @@ def test_wording() -> None:
     assert wording.span(3_600 * SECOND) == "1 h"
     assert wording.span(2 * 86_400 * SECOND + 59 * SECOND) == "2 d"
     assert wording.span(SECOND // 2) == "0.5 s"
+
+
+def test_lines_do_not_run_over_hours_without_traffic() -> None:
+    at = np.array([0, 10, 20, 30, 500, 900, 910, 920], np.int64) * SECOND + EPOCH
+    values = np.arange(8, dtype=np.float64)
+    days, drawn = plots._with_gaps(at, values)
+    np.testing.assert_array_equal(
+        drawn, [0.0, 1.0, 2.0, 3.0, 3.0, np.nan, 4.0, 4.0, np.nan, 5.0, 6.0, 7.0]
+    )
+    seconds = (days - days[0]) * 86_400
+    np.testing.assert_allclose(
+        seconds, [0, 10, 20, 30, 40, 40, 500, 510, 510, 900, 910, 920], atol=1e-3
+    )
+
+
+def test_lines_without_a_gap_stay_as_they_are() -> None:
+    at = np.arange(0, 80, 10, dtype=np.int64) * SECOND + EPOCH
+    days, drawn = plots._with_gaps(at, np.ones(8))
+    assert len(days) == len(drawn) == 8
+    assert np.isfinite(drawn).all()
