@@ -166,7 +166,7 @@ def test_fit_takes_files_and_folders(project: Path, tmp_path: Path) -> None:
         (["digits_of_the_cli_flow:used_up"], "the data set is an iterator, which one pass uses up"),
         (["digits_of_the_cli_flow:nothing"], "digits_of_the_cli_flow has no 'nothing'"),
         (["no_such_module:data"], "there is no module 'no_such_module'"),
-        (["none.npz", "--model=digits_of_the_cli_flow:model"], "neither package.module:function"),
+        (["none.npz", "--model=digits_of_the_cli_flow:model"], "there is no none.npz"),
         (["none.npz"], "--model is needed with a file or a folder"),
         (["digits_of_the_cli_flow:reference", "--learn-share=1"], "1.0 is not in (0, 1)"),
         (["states", "--model=digits_of_the_cli_flow:model"], "expected one sub-folder of images"),
@@ -259,7 +259,7 @@ def test_evaluate_takes_files_folders_and_other_reference_data(
         ([], "give at least one NAME=DATA"),
         (["oodmon.yaml", "novel"], "expected NAME=DATA, such as blurred=blurred.npz"),
         (["a=x.npz", "a=y.npz"], "'a' names two data sets"),
-        (["a=x.npz"], "a: 'x.npz' is neither package.module:function, an .npz file, nor a folder"),
+        (["a=x.npz"], "a: there is no x.npz"),
         (["a=digits_of_the_cli_flow:novel"], "no DATA returned a model; name it with --model"),
         (
             ["a=digits_of_the_cli_flow:reference", "--detector=knn"],
