@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -179,19 +180,28 @@ def _cost(looks: list[Look]) -> float:
 
 
 def tell(looks: list[Look]) -> list[str]:
-    """A few lines for people."""
+    """What docs/reliability.md shows: two sentences, and a table of what must not grow."""
     third = len(looks) // 3
     early, late = looks[third : 2 * third], looks[2 * third :]
     growth = median(one.memory for one in late) / median(one.memory for one in early) - 1
     spent = looks[-1].at - looks[0].at
     rate = (looks[-1].samples - looks[0].samples) / spent
+    shown: tuple[tuple[str, Callable[[list[Look]], str]], ...] = (
+        ("memory, MB", lambda some: f"{median(one.memory for one in some) / 1e6:.1f}"),
+        ("CPU per sample, µs", lambda some: f"{_cost(some) * 1e6:.2f}"),
+        ("backlog at most, MB", lambda some: f"{max(one.backlog for one in some) / 1e6:.1f}"),
+        ("outbox at most, events", lambda some: f"{max(one.pending for one in some):.0f}"),
+        ("store at most, MB", lambda some: f"{max(one.store for one in some) / 1e6:.1f}"),
+        ("open files", lambda some: f"{max(one.files for one in some):.0f}"),
+        ("threads", lambda some: f"{max(one.threads for one in some):.0f}"),
+    )
+    samples, seconds = looks[-1].samples, looks[-1].at
     return [
-        f"{looks[-1].samples:,.0f} samples in {looks[-1].at:.0f} s: {rate:,.0f} a second",
-        f"memory {median(one.memory for one in late) / 1e6:.1f} MB, growth {growth:+.2%}",
-        f"CPU per sample {_cost(early) * 1e6:.2f} µs, then {_cost(late) * 1e6:.2f} µs",
-        f"backlog at most {max(one.backlog for one in late) / 1e6:.1f} MB",
-        f"outbox at most {max(one.pending for one in late):.0f} events",
-        f"store {late[-1].store / 1e6:.1f} MB, files {late[-1].files}, threads {late[-1].threads}",
+        f"{samples:,.0f} samples in {seconds:.0f} s, {rate:,.0f} a second; memory {growth:+.2%}.",
+        "",
+        "| | second third | last third |",
+        "| --- | --- | --- |",
+        *(f"| {what} | {of(early)} | {of(late)} |" for what, of in shown),
     ]
 
 

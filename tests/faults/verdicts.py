@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tests.faults.site import Outcome
@@ -11,6 +11,9 @@ __all__ = ["Table", "Verdict", "compared"]
 
 _MORE_THREADS, _MORE_FILES, _MORE_BYTES = 2, 12, 24 << 20
 """What a disturbed daemon may hold beyond an undisturbed one: kept connections of pools."""
+
+_COLUMNS = ("fault", "database", "runs", "lost", "differ", "missing", "dupl.", "copies", "leaks",
+            "broken")  # fmt: skip
 
 
 @dataclass
@@ -80,25 +83,28 @@ class Table:
         self.rows.setdefault((fault, database), []).append(verdict)
 
     def lines(self) -> list[str]:
-        """For people."""
-        head = (
-            f"{'fault':32} {'database':10} {'runs':>5} {'lost':>5} {'differ':>6} {'missing':>7} "
-            f"{'dupl.':>5} {'copies':>6} {'leaks':>5} {'broken':>6} {'recovery s: median':>18} "
-            f"{'worst':>6}"
-        )
-        body = [self._line(*key, found) for key, found in self.rows.items()]
+        """As docs/reliability.md shows it."""
         every = [one for found in self.rows.values() for one in found]
-        return [head, *body, self._line("all", "", every)]
+        body = [self._line(*key, found) for key, found in self.rows.items()]
+        head = (*_COLUMNS, "recovery s, worst")
+        return [_row(head), _row("---" for _ in head), *body, self._line("all", "", every)]
 
     @staticmethod
     def _line(fault: str, database: str, found: Sequence[Verdict]) -> str:
-        recovery = sorted(seconds for one in found for seconds in one.recovery)
-        middle = f"{recovery[len(recovery) // 2]:.2f}" if recovery else "-"
-        worst = f"{recovery[-1]:.2f}" if recovery else "-"
-        return (
-            f"{fault:32} {database:10} {len(found):5} {sum(v.lost for v in found):5} "
-            f"{sum(v.differing for v in found):6} {sum(v.missing for v in found):7} "
-            f"{sum(v.duplicates for v in found):5} {sum(v.copies for v in found):6} "
-            f"{sum(bool(v.leaks) for v in found):5} {sum(bool(v.failure) for v in found):6} "
-            f"{middle:>18} {worst:>6}"
+        recovery = [seconds for one in found for seconds in one.recovery]
+        counts = (
+            len(found),
+            sum(one.lost for one in found),
+            sum(one.differing for one in found),
+            sum(one.missing for one in found),
+            sum(one.duplicates for one in found),
+            sum(one.copies for one in found),
+            sum(bool(one.leaks) for one in found),
+            sum(bool(one.failure) for one in found),
         )
+        worst = f"{max(recovery):.2f}" if recovery else "-"
+        return _row((fault, database, *(str(one) for one in counts), worst))
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
