@@ -33,13 +33,17 @@ _SECOND: Final = 1_000_000_000
 
 WINDOWS: Final = 40_000
 """Windows that a test which judges them one by one is tuned on, per detector."""
-EACH: Final = 6_000
-"""Windows for each nominal run length of the other tests."""
+EACH: Final = 24_000
+"""Windows for each nominal run length of the other tests, at most."""
+TOLD: Final = 40
+"""Alarms after which a nominal run length needs no further windows."""
 STRETCH: Final = 250
 """Windows between two draws of the reference: its own chance is part of the run length."""
-FIRST: Final = 25.0
+FIRST: Final = 2.0
 STEPS: Final = 50
-"""Nominal run lengths that are tried at most: FIRST · 2^k."""
+"""Nominal run lengths that are tried at most: FIRST · 2^k, or from where they make a difference."""
+_LONGEST: Final = 1e9
+_HALVINGS: Final = 30
 LEAST_ALARMS: Final = 12
 """Below so many a measured run length is not used."""
 _BLOCKS: Final = 80.0
@@ -225,12 +229,12 @@ def _measured(
     lengths: list[float] = []
     measured: list[float] = []
     p_values = _p_values(test, held, samples, rng) if isinstance(test, Judged) else None
-    tried = None
+    first, tried = _first(test), None
     for step in range(STEPS):
-        nominal = FIRST * 2.0**step
+        nominal = first * 2.0**step
         one = test.nominal(nominal)
         if one == tried:
-            continue
+            break  # as strict as it can be
         tried = one
         if p_values is not None:
             total, alarms = len(p_values), int((p_values <= 1.0 / nominal).sum())
@@ -242,9 +246,21 @@ def _measured(
         found = total / (alarms + 2.0 * math.sqrt(alarms) + 1.0)
         lengths.append(nominal)
         measured.append(max([found, *measured]))
-        if found > 2.0 * wanted:
+        if found >= wanted:
             break
     return lengths, measured
+
+
+def _first(test: Tunable[Any]) -> float:
+    """The longest nominal run length at which the test is what it is at `FIRST`."""
+    shortest = test.nominal(FIRST)
+    low, high = FIRST, 2.0 * FIRST
+    while high < _LONGEST and test.nominal(high) == shortest:
+        low, high = high, 2.0 * high
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if test.nominal(middle) == shortest else (low, middle)
+    return low
 
 
 def _p_values(
@@ -270,8 +286,10 @@ def _alarms(
     total = alarms = 0
     name = held.calibration.detector
     # Tests that learn from the stream first need longer stretches than those that do not.
-    stretch = most // 4
-    for _ in range(4):
+    stretch = most // 16
+    for done in range(16):
+        if done >= 4 and alarms >= TOLD:
+            break
         reference, windows = resampled(held, samples, stretch, rng)
         state = test.start(reference)
         for window in windows:

@@ -54,8 +54,8 @@ class Hddm(Tunable[_State]):
     It compares the stream with its own past, not with the reference, and sees increases only. It is
     fed with counts, so its cost does not grow with the traffic and it decides once per window.
     Hoeffding's bound is far from sharp for rare events, and the cut is chosen among all, so that
-    `alpha` is no rate: nothing is promised unless `false_alarms` is given. After an alarm it starts
-    over. The effect is d.
+    `alpha` is no rate: nothing is promised unless `false_alarms` is given, which finds an `alpha`
+    of 0.1 to 0.5. After an alarm it starts over. The effect is d.
 
     Args:
         alpha: of the bound, in (0, 1).
@@ -93,8 +93,13 @@ class Hddm(Tunable[_State]):
         return ({"alpha": 0.01}, {"alpha": 0.01, "decay": 0.05})
 
     def nominal(self, windows: float) -> Self:
-        """`alpha` is one in so many windows."""
-        return replace(self, alpha=min(1.0 / windows, 0.5), false_alarms="")
+        """`alpha` is where a normal tail of the share of exceedances is one in so many windows.
+
+        Hoeffding's bound allows for a variance of 1/4, where it is level (1 - level) = v: so the
+        bound at one in N to the power of 4 v is about as strict as a normal tail of one in N.
+        """
+        power = 4.0 * self.level * (1.0 - self.level)
+        return replace(self, alpha=max(windows, 1.001) ** -power, false_alarms="")
 
     def start(self, reference: Window) -> _State:
         """Nothing counted."""

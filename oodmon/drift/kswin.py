@@ -53,7 +53,7 @@ class Kswin(Tunable[_State]):
     score, in standard deviations of the reference.
 
     Args:
-        run_length_windows: expected windows of one stream between false alarms, at least 50; no
+        run_length_windows: expected windows of one stream between false alarms, at least 2; no
             more than the smallest p-value of `recent_windows` values can carry.
         memory_windows: values kept.
         recent_windows: values at the end that are held against the others.
@@ -77,9 +77,9 @@ class Kswin(Tunable[_State]):
     )
 
     def __post_init__(self) -> None:
-        if not 50.0 <= self.run_length_windows < math.inf:
+        if not 2.0 <= self.run_length_windows < math.inf:
             raise ContractError(
-                f"drift.kswin.run_length_windows: {self.run_length_windows} is below 50"
+                f"drift.kswin.run_length_windows: {self.run_length_windows} is below 2"
             )
         if not 2 <= self.recent_windows <= self.memory_windows // 2:
             raise ContractError(
@@ -117,7 +117,7 @@ class Kswin(Tunable[_State]):
         """`run_length_windows` is so many, within what the values can carry."""
         smallest = 2.0 / math.comb(2 * self.recent_windows, self.recent_windows)
         longest = 0.5 / smallest
-        return replace(self, run_length_windows=min(max(windows, 50.0), longest), false_alarms="")
+        return replace(self, run_length_windows=min(max(windows, 2.0), longest), false_alarms="")
 
     def start(self, reference: Window) -> _State:
         """No window seen."""
