@@ -18,6 +18,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -90,7 +91,11 @@ def write(folder: Path) -> None:
 
 
 def _ahead(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.seg") if path.exists())
+    found = 0
+    for path in folder.glob("*.seg"):
+        with suppress(FileNotFoundError):  # the daemon has just settled it
+            found += path.stat().st_size
+    return found
 
 
 def look(pid: int, port: int, began: float) -> Look:

@@ -51,6 +51,8 @@ def test_what_is_written_is_private(tmp_path: Path, scorer: Path, calibration: P
         writer.close()
         store = Store(f"sqlite:///{tmp_path / 'facts.db'}")
         store.open()
+        store.append([], state=b"s", positions={})
+        beside = {path.name: mode(path) for path in tmp_path.glob("facts.db*")}
         store.close()
         Scorer.load(scorer).save(tmp_path / "again")
         Calibration.load(calibration).save(tmp_path / "once-more")
@@ -62,6 +64,8 @@ def test_what_is_written_is_private(tmp_path: Path, scorer: Path, calibration: P
     assert list((tmp_path / "spool").rglob("*.seg"))
     for name in ("facts.db", "again", "once-more"):
         assert mode(tmp_path / name) == 0o600, name
+    assert {"facts.db", "facts.db-wal"} <= set(beside), "the log holds facts too"
+    assert set(beside.values()) == {0o600}, beside
 
 
 READERS: dict[str, Callable[[Path], object]] = {
@@ -114,6 +118,18 @@ def test_a_spool_that_others_may_write_is_refused(tmp_path: Path, bits: int) -> 
     for end in (Spool(str(folder)).reader, lambda: Spool(str(folder)).writer("a")):
         with pytest.raises(FeedError, match="other users"):
             end()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_spool_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    folder.mkdir(mode=0o700)
+    for end in (Spool(str(folder)).reader, lambda: Spool(str(folder)).writer("a")):
+        end().close()
+        os.chown(folder, 12_345, -1)
+        with pytest.raises(FeedError, match="user"):
+            end()
+        os.chown(folder, 0, -1)
 
 
 def test_a_link_in_the_spool_is_not_followed(tmp_path: Path) -> None:
