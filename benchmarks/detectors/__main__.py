@@ -1,14 +1,19 @@
 """Throughput and agreement of every detector beside pytorch-ood's: a table, ratios within one run.
 
     python -m benchmarks.detectors [--only gen openmax] [--rounds 9] [--json FILE] [--strict]
+    python -m benchmarks.detectors --record
 
-Each file of this folder that has a `cases` function is a family; `frame` says how to add one.
+Each file of this folder that has a `cases` function is a family; `frame` says how to add one. With
+--record the figures go to docs/measured/detectors.json, from which `make docs` makes the page's:
+
+    make bench-detectors BENCH=--record && make docs
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import importlib
 import json
 import math
@@ -20,7 +25,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.detectors.frame import HEADER, Line, import_peer, measure, summary
+from benchmarks.detectors.frame import HEADER, Joint, Line, import_peer, measure
+from benchmarks.detectors.results import results, text
+
+RECORD = Path(__file__).resolve().parents[2] / "docs" / "measured" / "detectors.json"
 
 
 def families() -> list[ModuleType]:
@@ -44,15 +52,21 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="paired rounds per ratio")
     parser.add_argument("--only", nargs="*", default=[], help="methods or families to measure")
     parser.add_argument("--json", type=Path, help="write the table to this file as well")
+    parser.add_argument(
+        "--record", action="store_true", help=f"write the table to docs/measured/{RECORD.name}"
+    )
     parser.add_argument("--strict", action="store_true", help="exit 1 where a goal is missed")
     options = parser.parse_args()
+    if options.record and options.only:
+        parser.error("--record takes the whole table, --only is a part of it")
     torch.set_num_threads(1)
+    gc.disable()
     peer = import_peer()
-    wanted, lines = set(options.only), list[Line]()
+    wanted, lines, joints = set(options.only), list[Line](), list[Joint]()
     print(HEADER)
-    found = {module.__name__.rpartition(".")[2]: module for module in families()}
-    for short, family in found.items():
-        if wanted and wanted <= found.keys() and short not in wanted:
+    known = {module.__name__.rpartition(".")[2]: module for module in families()}
+    for short, family in known.items():
+        if wanted and wanted <= known.keys() and short not in wanted:
             continue  # its tensors need not be made
         for case in family.cases(peer):
             if wanted and not wanted & {short, case.method}:
@@ -61,20 +75,19 @@ def main() -> int:
                 lines.append(measure(case, options.rounds))
             print(lines[-1].text(), flush=True)
         if hasattr(family, "notes") and (not wanted or short in wanted):
-            for note in family.notes(options.rounds):
-                print(note, flush=True)
-    total = summary(lines)
-    if total["methods"]:
-        print(
-            f"\nover {total['methods']} methods that both have: geometric mean "
-            f"{total['geometric_mean']:.1f}x, least {total['minimum']:.2f}x ({total['slowest']})"
-        )
-        print(f"missed: {', '.join(total['missed']) or 'nothing'}")
-    if options.json:
-        rows = [{k: plain(v) for k, v in dataclasses.asdict(line).items()} for line in lines]
-        table = {"summary": {k: plain(v) for k, v in total.items()}, "lines": rows}
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
-    return 1 if options.strict and total["missed"] else 0
+            for joint in family.notes(options.rounds):
+                joints.append(joint)
+                print(joint.text(), flush=True)
+        gc.collect()
+    found = results(lines, joints)
+    print(text(found))
+    rows = [{k: plain(v) for k, v in dataclasses.asdict(line).items()} for line in lines]
+    table = json.dumps({"rounds": options.rounds, **found, "lines": rows}, indent=1) + "\n"
+    for path in (options.json, RECORD if options.record else None):
+        if path:
+            path.write_text(table)
+    missed = any(not goal["reached"] for goal in found["goals"]) or found["ranks"]
+    return 1 if options.strict and missed else 0
 
 
 if __name__ == "__main__":

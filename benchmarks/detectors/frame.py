@@ -2,7 +2,8 @@
 
 One thread, the same tensors, calls in turn, CPU time; each ratio is the median over paired rounds.
 Ours is `Scorer.score` on fresh activations, so that nothing is shared between calls; theirs is the
-call on precomputed logits, features or maps. Both run in inference mode.
+call on precomputed logits, features or maps. Both run in inference mode. `results` makes of the
+lines what the table ends with.
 
 To add a family, add a file to this folder with a function
 
@@ -14,9 +15,9 @@ the tensors from a seeded generator, yield a case as soon as it is made (so that
 tensors are in memory), and set `same_formula` where both compute the same number up to a monotone
 map, so that the rank agreement is printed and held. A family may also have
 
-    def notes(rounds: int) -> Iterator[str]: ...
+    def notes(rounds: int) -> Iterator[Joint]: ...
 
-for what does not fit a line of the table.
+for what several detectors cost together.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import statistics
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,7 +39,7 @@ from torch import Tensor
 from oodmon.detectors import Scorer
 from oodmon.records import Activations
 
-__all__ = ["Case", "Line", "agreement", "import_peer", "measure", "seconds", "summary"]
+__all__ = ["Case", "Joint", "Line", "agreement", "import_peer", "measure", "seconds"]
 
 Call = Callable[[], Tensor]
 
@@ -50,6 +51,10 @@ _PATIENCE_SECONDS: Final = 2.0
 
 _RANK: Final = 0.9999
 """Rank agreement to reach where both compute the same formula."""
+
+
+JOINT_GOAL: Final = 1.3
+"""Several logit detectors in one batch cost at most so many times the dearest of them."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,6 @@ class Case:
         same_formula: both order the samples alike, so rank agreement must be at least 0.9999.
         oracle: float64 scores (B,) that ours should be close to, if there are any.
         goal: ratio to reach; 0 says 1.
-        counts: enters the geometric mean (large batches do, single samples do not).
         remark: why the peer differs, in a few words.
     """
 
@@ -79,7 +83,6 @@ class Case:
     same_formula: bool = False
     oracle: Tensor | None = None
     goal: float = 0.0
-    counts: bool = True
     remark: str = ""
 
 
@@ -95,14 +98,18 @@ class Line:
     rank: float
     error: float
     goal: float
-    counts: bool
     remark: str
+
+    @property
+    def strays(self) -> bool:
+        """The order is not the peer's, though it should be."""
+        return self.rank < _RANK  # False where there is nothing to compare with
 
     @property
     def met(self) -> bool:
         """The goal is reached, or there is nothing to compare with."""
         slow = self.ratio < max(self.goal, 1.0)  # False where the ratio is NaN
-        return not slow and not self.rank < _RANK
+        return not slow and not self.strays
 
     def text(self) -> str:
         """The line of the table."""
@@ -115,6 +122,25 @@ class Line:
             f"{self.rows / self.seconds:14,.0f}{ratio:>11}{goal:>7}{rank:>11}{error:>8}"
             f"{'' if self.met else '  MISSED'}{'  ' + self.remark if self.remark else ''}"
         )
+
+
+@dataclass(frozen=True)
+class Joint:
+    """What several detectors take on one batch, beside the dearest of them alone."""
+
+    methods: tuple[str, ...]
+    what: str
+    rows: int
+    ratio: float
+
+    @property
+    def met(self) -> bool:
+        """At most 1.3 times the dearest."""
+        return self.ratio <= JOINT_GOAL
+
+    def text(self) -> str:
+        """The line below the table."""
+        return f"{' + '.join(self.methods)} at {self.what}: {self.ratio:.2f}x the dearest alone"
 
 
 HEADER: Final = (
@@ -156,8 +182,8 @@ def _ours(case: Case, times: int) -> float:
     batches = [case.fresh() for _ in range(times)]
     score = case.scorer.score
     began = time.process_time()
-    for acts in batches:
-        score(acts)
+    while batches:
+        score(batches.pop())  # let go of, as a service does
     return (time.process_time() - began) / times
 
 
@@ -199,7 +225,6 @@ def measure(case: Case, rounds: int) -> Line:
         rank=rank,
         error=error,
         goal=case.goal,
-        counts=case.counts,
         remark=case.remark,
     )
 
@@ -207,21 +232,3 @@ def measure(case: Case, rounds: int) -> Line:
 def agreement(ours: Tensor, theirs: Tensor) -> float:
     """Spearman's rank correlation."""
     return float(spearmanr(ours.double().numpy(), theirs.double().cpu().numpy()).statistic)
-
-
-def summary(lines: Iterable[Line]) -> Mapping[str, Any]:
-    """Geometric mean over the methods that both have, the minimum, and what missed its goal."""
-    compared = [line for line in lines if not math.isnan(line.ratio)]
-    per_method: dict[str, list[float]] = {}
-    for line in compared:
-        if line.counts:
-            per_method.setdefault(line.method, []).append(math.log(line.ratio))
-    logs = [statistics.fmean(found) for found in per_method.values()]
-    least = min(compared, key=lambda line: line.ratio, default=None)
-    return {
-        "methods": len(logs),
-        "geometric_mean": math.exp(statistics.fmean(logs)) if logs else math.nan,
-        "minimum": least.ratio if least else math.nan,
-        "slowest": f"{least.method} {least.what}" if least else "",
-        "missed": [f"{line.method} {line.what}" for line in compared if not line.met],
-    }

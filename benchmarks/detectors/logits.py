@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.detectors.frame import Case
+from benchmarks.detectors.frame import Case, Joint
 from oodmon.detectors import Reference, Scorer
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -120,11 +120,10 @@ def _case(
         theirs=None if judge is None else functools.partial(judge.predict_logits, logits),
         same_formula=same,
         goal=GOALS.get((method, classes), 0.0) if bulk else 0.0,
-        counts=bulk,
     )
 
 
-def notes(rounds: int) -> Iterator[str]:
+def notes(rounds: int) -> Iterator[Joint]:
     """Several detectors in one batch beside the dearest of them alone."""
     for rows, classes in SHAPES:
         logits, _ = make_logits(rows, classes)
@@ -135,17 +134,14 @@ def notes(rounds: int) -> Iterator[str]:
             for _ in range(rounds + 1):
                 alone = [_stretch([scorer], logits, times) for scorer in scorers.values()]
                 ratios.append(_stretch(list(scorers.values()), logits, times) / max(alone))
-        together = statistics.median(ratios[1:])
-        yield (
-            f"{' + '.join(TOGETHER)} at {rows}x{classes}: "
-            f"{together:.2f}x the dearest alone (goal 1.3)"
-        )
+        yield Joint(TOGETHER, f"{rows}x{classes}", rows, statistics.median(ratios[1:]))
 
 
 def _stretch(scorers: list[Scorer], logits: Tensor, times: int) -> float:
     batches = [Activations(logits=logits) for _ in range(times)]
     began = time.process_time()
-    for acts in batches:
+    while batches:
+        acts = batches.pop()
         for scorer in scorers:
             scorer.score(acts)
     return time.process_time() - began

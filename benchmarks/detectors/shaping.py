@@ -66,7 +66,6 @@ def _dice(peer: ModuleType | None, width: int, classes: int) -> Iterator[Case]:
             theirs=None if judge is None else functools.partial(judge.predict_features, found),
             same_formula=True,
             goal=DICE_GOALS.get((width, classes), 0.0) if rows > 1 else 0.0,
-            counts=rows > 1,
         )
 
 
@@ -113,5 +112,4 @@ def _shaped(
                 if judge is None
                 else functools.partial(judge.predict_feature_maps, found),
                 same_formula=True,
-                counts=rows > 1,
             )
