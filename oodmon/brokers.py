@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from oodmon.secret import Secret
 
-__all__ = ["Access", "address", "choice", "is_refusal", "knock", "login"]
+__all__ = ["Access", "address", "choice", "consumer", "is_refusal", "knock", "login"]
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS: Final = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -156,6 +156,52 @@ def address(server: str) -> tuple[str, int]:
     if not port.isdigit():
         raise ValueError(f"bootstrap_servers: {server!r} is not host:port")
     return host.strip("[]"), int(port)
+
+
+def consumer(
+    access: Access,
+    servers: Sequence[str],
+    group: str,
+    timeout_seconds: float,
+    max_message_bytes: int,
+    look_seconds: float,
+) -> Any:
+    """A `kafka.KafkaConsumer` whose place is the caller's to keep; needs the client library.
+
+    Args:
+        access: how.
+        servers: ``host:port`` of some brokers.
+        group: for whom offsets may be noted; nothing is committed by itself.
+        timeout_seconds: bound on connecting and on each request.
+        max_message_bytes: that it has to be able to fetch.
+        look_seconds: how old may be what it knows of partitions.
+
+    Raises:
+        ConnectionError, ValueError, OSError: as `knock` and `login`; a certificate file is missing.
+    """
+    from kafka import KafkaConsumer  # type: ignore[import-untyped]
+
+    if missing := access.missing_file():
+        raise ValueError(missing)
+    knock(access, servers, timeout_seconds)
+    if access.security_protocol.startswith("SASL"):
+        login(access, servers, timeout_seconds)
+    millis = max(100, int(timeout_seconds * 1000))
+    return KafkaConsumer(
+        bootstrap_servers=list(servers),
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        metadata_max_age_ms=max(100, int(look_seconds * 1000)),
+        allow_auto_create_topics=False,
+        bootstrap_timeout_ms=millis,
+        request_timeout_ms=millis,
+        max_partition_fetch_bytes=max(max_message_bytes, 1 << 20),
+        reconnect_backoff_max_ms=1000,
+        metrics_enabled=False,
+        **access.settings(),
+    )
 
 
 _REFUSALS: Final = (

@@ -124,6 +124,7 @@ def parts_of(config: Config) -> Parts:
         },
         labelling=half.labels,
         truth=truth_of(config, pipeline.calibrations),
+        label_topic=None if half.labels is None else half.labels.topic,
     )
 
 

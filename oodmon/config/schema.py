@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from oodmon.admission import Admission
 from oodmon.contexts import Context
 from oodmon.errors import ContractError
+from oodmon.feeds.labels import LabelTopic
 from oodmon.labelling import Labelling
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
@@ -27,6 +28,7 @@ __all__ = [
     "DaemonSection",
     "EventKind",
     "HttpSection",
+    "LabelsSection",
     "ModelSection",
     "SinkSection",
     "StoreSection",
@@ -165,14 +167,15 @@ class StoreSection:
         lease_seconds: how long a daemon that fell silent keeps a second one from working.
         retention_days: kind of fact → days that it is kept, counted back from the newest window; 0
             for ever. Kinds that are not named keep their default.
-        max_bytes: beyond it the oldest history of a SQLite file goes early; 0: no limit.
+        max_bytes: beyond it the oldest history of a SQLite file goes early, then dead letters; a
+            PostgreSQL database is only measured against it. 0: no limit.
     """
 
     url: str = field(default="sqlite:///oodmon.db", repr=False)
     pipeline: str = "default"
     lease_seconds: float = 10.0
     retention_days: Mapping[str, float] = field(default_factory=lambda: dict(RETENTION_DAYS))
-    max_bytes: int = 0
+    max_bytes: int = 10 << 30
 
     def __post_init__(self) -> None:
         if not self.pipeline:
@@ -233,6 +236,17 @@ class HttpSection:
             raise ContractError(f"port: {self.port} is not in [0, {_PORTS - 1}]")
 
 
+@dataclass(frozen=True)
+class LabelsSection(Labelling):
+    """`daemon.labels`: which predictions are kept, and where labels come from beside the table.
+
+    Attributes:
+        topic: a Kafka topic; none reads none.
+    """
+
+    topic: LabelTopic | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonSection:
     """`daemon`: what runs beside the store.
@@ -265,7 +279,7 @@ class DaemonSection:
     triggers: Mapping[str, TriggerSection]
     http: HttpSection
     intake: Admission | None = None
-    labels: Labelling | None = None
+    labels: LabelsSection | None = None
 
 
 @dataclass(frozen=True, slots=True)

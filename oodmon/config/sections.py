@@ -21,6 +21,7 @@ from oodmon.config.schema import (
     Config,
     DaemonSection,
     HttpSection,
+    LabelsSection,
     ModelSection,
     SinkSection,
     StoreSection,
@@ -29,7 +30,7 @@ from oodmon.config.schema import (
 )
 from oodmon.config.wording import found, near
 from oodmon.errors import OodmonError
-from oodmon.labelling import LABELS, Labelling
+from oodmon.labelling import LABELS
 from oodmon.registry import kinds
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
@@ -150,7 +151,7 @@ class Sections:
         triggers = part("triggers", lambda n, p: self._map(n, p, self._trigger))
         http = part("http", self._plain(HttpSection))
         intake = part("intake", self._plain(Admission))
-        labels = part("labels", self._plain(Labelling))
+        labels = part("labels", self._plain(LabelsSection))
         if intake is not None and feed is not None and feed.type != "spool":
             what = "needs a feed of type spool, where what is accepted is kept"
             self._problem(entries["intake"][0], f"{path}.intake", what)

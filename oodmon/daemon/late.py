@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from oodmon.daemon.couriers import Couriers
+from oodmon.daemon.label_topic import LabelIntake
 from oodmon.daemon.labels import tell
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
@@ -40,6 +41,34 @@ class Late:
         self._observer = observer
         self._couriers = couriers
         self._parts = parts
+
+        self._topic: LabelIntake | None = None
+
+    def start(self) -> None:
+        """Read the topic of labels from now on, where there is one."""
+        parts = self._parts()
+        if parts.label_topic is None:
+            return
+        pipeline = parts.pipeline
+        self._topic = LabelIntake(
+            parts.label_topic,
+            self._store,
+            self._metrics,
+            pipeline.model,
+            pipeline.version,
+            lambda: self._parts().routes,
+            self._couriers.wake,
+        )
+        self._topic.start()
+
+    def stop(self) -> None:
+        """Read it no more. Safe twice, safe without `start`."""
+        if self._topic is not None:
+            self._topic.stop()
+
+    def states(self) -> dict[str, str]:
+        """What is shown beside what has to work: ``labels`` → "ok", or what is wrong with it."""
+        return {} if self._topic is None else {"labels": self._topic.state}
 
     def round(self) -> None:
         """Join what came, conclude what it shows of the loss, and tell what all of it comes to."""

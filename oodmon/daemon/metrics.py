@@ -123,6 +123,7 @@ METRICS: Final[dict[str, Metric]] = {
             "detector",
         ),
         _gauge("oodmon_labelled_samples", "Recent samples with a label", *_MODEL),
+        _counter("oodmon_label_messages_total", "Messages of the labels' topic", "result"),
         _gauge("oodmon_accuracy_ratio", "Share of right answers among them", *_MODEL),
         _gauge("oodmon_accuracy_low_ratio", "Lower end of its 95 % interval", *_MODEL),
         _gauge("oodmon_accuracy_high_ratio", "Upper end of its 95 % interval", *_MODEL),

@@ -10,6 +10,7 @@ from oodmon.daemon.intake import Fold
 from oodmon.daemon.routes import Routes
 from oodmon.daemon.truth import Truth
 from oodmon.errors import ContractError
+from oodmon.feeds.labels import LabelTopic
 from oodmon.labelling import Labelling
 
 __all__ = ["Pace", "Parts"]
@@ -60,6 +61,7 @@ class Parts:
         calibrated: detector → when its calibration was made, seconds since the epoch.
         labelling: which predictions are kept for labels that come late; none: no prediction.
         truth: what judges them; none: no rule reads it.
+        label_topic: where they come from beside the table; none: from nowhere else.
     """
 
     pipeline: Fold
@@ -69,3 +71,4 @@ class Parts:
     calibrated: Mapping[str, float] = field(default_factory=dict)
     labelling: Labelling | None = None
     truth: Truth | None = None
+    label_topic: LabelTopic | None = None

@@ -41,8 +41,7 @@ __all__ = ["Service"]
 
 _log = logging.getLogger(__name__)
 _SECOND: Final = 1_000_000_000
-_STEP_DOWN_SECONDS: Final = 2.0
-"""How long a replaced daemon waits for calls of sinks before it leaves them behind."""
+_STEP_DOWN_SECONDS: Final = 2.0  # how long a replaced daemon waits for calls of its sinks
 _FORCED: Final = 130  # exit status after a second interrupt, as a shell gives it
 
 
@@ -99,9 +98,9 @@ class Service:
         self._asked = Asked()
         self._blank = parts.pipeline.freeze()
         self._tenure = Tenure(store, self._health, self.metrics, self._asked, monotonic)
-        late = Late(store, self.metrics, self._observer, self._couriers, lambda: self._parts)
+        self._late = Late(store, self.metrics, self._observer, self._couriers, lambda: self._parts)
         self._upkeep = Upkeep(
-            store, self.metrics, retention or Retention(), self._pace.upkeep_seconds, late
+            store, self.metrics, retention or Retention(), self._pace.upkeep_seconds, self._late
         )
         self._commits = Commits(
             store,
@@ -148,8 +147,9 @@ class Service:
         return self._asked.reload(timeout_seconds)
 
     def readiness(self) -> Readiness:
-        """What ``/readyz`` says: sinks and triggers are shown, and do not decide."""
-        return Readiness(self._health.ready, self._health.parts() | self._couriers.states())
+        """What ``/readyz`` says: sinks, triggers and labels are shown, and do not decide."""
+        beside = self._couriers.states() | self._late.states()
+        return Readiness(self._health.ready, self._health.parts() | beside)
 
     @property
     def port(self) -> int:

@@ -92,10 +92,14 @@ class Upkeep:
             target=self._run, args=(reader,), name="upkeep", daemon=True
         )
         self._thread.start()
+        if self._late is not None:
+            self._late.start()
 
     def stop(self) -> None:
         """End after the transaction that runs. Safe twice, safe without `start`."""
         self._end.set()
+        if self._late is not None:
+            self._late.stop()
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(_JOIN_SECONDS)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from oodmon.brokers import knock, login
+from oodmon.brokers import consumer
 from oodmon.contracts import Delivery, Reader
 from oodmon.errors import FeedError
 from oodmon.feeds.lanes import Lane, Place, Spoilt, named
@@ -148,39 +148,24 @@ class KafkaReader(Reader):
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:
-            from kafka import KafkaConsumer
-
             options = self._options
-            if missing := options.missing_file():
-                raise FeedError(missing)
-            knock(options, options.bootstrap_servers, options.timeout_seconds)
-            if options.security_protocol.startswith("SASL"):
-                login(options, options.bootstrap_servers, options.timeout_seconds)
-            millis = max(100, int(options.timeout_seconds * 1000))
-            self._consumer = KafkaConsumer(
-                bootstrap_servers=list(options.bootstrap_servers),
-                group_id=options.group,
-                enable_auto_commit=False,
-                auto_offset_reset="earliest",
-                isolation_level="read_committed",
+            self._consumer = consumer(
+                options,
+                options.bootstrap_servers,
+                options.group,
+                options.timeout_seconds,
+                options.max_message_bytes,
                 # A look for new partitions sees what the client was told last.
-                metadata_max_age_ms=max(100, int(_GROWTH_SECONDS * 500)),
-                allow_auto_create_topics=False,
-                bootstrap_timeout_ms=millis,
-                request_timeout_ms=millis,
-                max_partition_fetch_bytes=max(options.max_message_bytes, 1 << 20),
-                reconnect_backoff_max_ms=1000,
-                metrics_enabled=False,
-                **options.settings(),
+                _GROWTH_SECONDS / 2.0,
             )
             self._assign(self._consumer)
         return self._consumer
 
     def _drop(self) -> None:
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
+        client, self._consumer = self._consumer, None
+        if client is not None:
             with suppress(Exception):
-                consumer.close(autocommit=False, timeout_ms=1000)
+                client.close(autocommit=False, timeout_ms=1000)
 
     def _hint(self) -> None:
         """Tell the group's offsets; nothing depends on whether that succeeds."""
@@ -217,30 +202,30 @@ class KafkaReader(Reader):
         if time.monotonic() - self._looked_at < pause:
             return
         self._looked_at = time.monotonic()
-        consumer = self._connected()
-        numbers = consumer.partitions_for_topic(self._options.topic) or ()
+        client = self._connected()
+        numbers = client.partitions_for_topic(self._options.topic) or ()
         fresh = [number for number in sorted(numbers) if number not in self._lanes]
         if fresh:
             places = [self._at(number) for number in fresh]
-            firsts = self._asked(consumer.beginning_offsets, places)
-            lasts = self._asked(consumer.end_offsets, places)
+            firsts = self._asked(client.beginning_offsets, places)
+            lasts = self._asked(client.end_offsets, places)
             for at in places:
-                self._lanes[at.partition] = self._begin(consumer, at, firsts[at], lasts[at])
-            self._assign(consumer)
+                self._lanes[at.partition] = self._begin(client, at, firsts[at], lasts[at])
+            self._assign(client)
 
-    def _assign(self, consumer: KafkaConsumer) -> None:
+    def _assign(self, client: KafkaConsumer) -> None:
         if self._lanes:
-            consumer.assign([self._at(number) for number in sorted(self._lanes)])
+            client.assign([self._at(number) for number in sorted(self._lanes)])
             for number, lane in self._lanes.items():
-                consumer.seek(self._at(number), lane.fetched)
+                client.seek(self._at(number), lane.fetched)
 
-    def _begin(self, consumer: KafkaConsumer, at: Any, first: int, last: int) -> Lane:
+    def _begin(self, client: KafkaConsumer, at: Any, first: int, last: int) -> Lane:
         places = self._places.get(at.partition, {})
         lane = Lane(at.topic, at.partition, places, self._options.lookahead_batches, self._spoilt)
         if places:
             start = max(place.low for place in places.values())
         else:
-            hint = consumer.committed(at, timeout_ms=int(self._options.timeout_seconds * 1000))
+            hint = client.committed(at, timeout_ms=int(self._options.timeout_seconds * 1000))
             start = first if hint is None or hint < 0 else int(hint)
         if start > last:
             self._spoilt.note(f"{lane.name}: ends at {last}, before {start}: it was made anew")
@@ -261,8 +246,8 @@ class KafkaReader(Reader):
     def _ends(self) -> dict[int, int]:
         if not self._lanes:
             return {}
-        consumer = self._connected()
-        found = self._asked(consumer.end_offsets, (self._at(number) for number in self._lanes))
+        client = self._connected()
+        found = self._asked(client.end_offsets, (self._at(number) for number in self._lanes))
         return {at.partition: int(end) for at, end in found.items()}
 
     def _take(self, limit: int) -> list[Delivery]:
@@ -310,18 +295,18 @@ class KafkaReader(Reader):
                     self._stalled[lane.number] = lane.fetched
 
     def _receive(self, wait_ms: int) -> None:
-        consumer = self._connected()
+        client = self._connected()
         full = [self._at(n) for n, lane in self._lanes.items() if len(lane.waiting) > _RECORDS]
-        consumer.pause(*full)
-        found = consumer.poll(timeout_ms=wait_ms, max_records=_RECORDS)
-        consumer.resume(*full)
+        client.pause(*full)
+        found = client.poll(timeout_ms=wait_ms, max_records=_RECORDS)
+        client.resume(*full)
         for at, messages in found.items():
             lane = self._lanes[at.partition]
             lane.waiting.extend(messages)
             self._received += len(messages)
             self._received_bytes += sum(len(message.value or b"") for message in messages)
         for number, lane in self._lanes.items():
-            position = consumer.position(self._at(number))
+            position = client.position(self._at(number))
             if position is None or position == lane.fetched:
                 continue
             if position < lane.fetched:
