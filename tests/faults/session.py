@@ -91,7 +91,9 @@ class Session:
         verdict = compared(calm, wild)
         if "spool: bit" in fault.name and wild.damaged < 1:
             verdict.failure = "the damage was not told"
-        if "acknowledgement lost" in fault.name and cut == [door.cut for door in self.doors]:
+        # Beside other faults of the broker it depends on the machine whether one is lost.
+        lost = cut != [door.cut for door in self.doors]
+        if "acknowledgement lost" in fault.name and fault in FAULTS and not lost:
             verdict.failure = "no acknowledgement was lost"
         if fault.repeats and not wild.repeated:
             verdict.failure = "nothing was published twice"
