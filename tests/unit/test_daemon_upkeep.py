@@ -19,7 +19,6 @@ from oodmon.store.events import AgentSeen, Store
 from oodmon.store.retention import KINDS
 from tests.unit import store_facts as made
 from tests.waiting import PATIENCE_SECONDS
-from tests.waiting import PATIENCE_SECONDS
 
 DAY = 86_400 * made.SECOND
 
@@ -215,3 +214,8 @@ def test_every_kind_has_a_default_and_is_checked() -> None:
         StoreSection(lease_seconds=0.1)
     with pytest.raises(ContractError, match="max_bytes"):
         StoreSection(max_bytes=-1)
+
+
+def test_the_store_has_a_limit_unless_somebody_wants_none() -> None:
+    assert StoreSection().max_bytes == 10 << 30
+    assert StoreSection(max_bytes=0).max_bytes == 0
