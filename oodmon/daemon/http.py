@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
+from oodmon.daemon.listening import Listener, Server
 from oodmon.daemon.metrics import CONTENT_TYPE
-from oodmon.errors import ConfigError
 
 __all__ = ["VERSION", "Management", "Readiness"]
 
@@ -73,72 +71,22 @@ class Management:
     ) -> None:
         self._address = (host, port)
         self._handler = _handler(readiness, metrics, reload)
-        self._server: ThreadingHTTPServer | None = None
-        self._thread: threading.Thread | None = None
+        self._listener: Listener[Server] = Listener("http", "daemon.http")
 
     @property
     def port(self) -> int:
         """The port that it listens on; 0 before `start`."""
-        return 0 if self._server is None else int(self._server.server_address[1])
+        return self._listener.port
 
     def start(self) -> None:
         """Listen; `ConfigError` where the address cannot be had."""
-        try:
-            self._server = _Server(self._address, self._handler)
-        except OSError as error:
-            where = "{}:{}".format(*self._address)
-            why = error.strerror or error
-            raise ConfigError([f"daemon.http: cannot listen on {where}: {why}"]) from None
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.2},
-            name="http",
-            daemon=True,
+        self._listener.start(
+            lambda: Server(self._address, self._handler, _MAX_REQUESTS), *self._address
         )
-        self._thread.start()
 
     def stop(self) -> None:
         """Listen no more. Safe twice."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
-        if self._thread is not None:
-            self._thread.join(timeout=2)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    # A request that hangs must not hold up the end of the daemon.
-    block_on_close = False
-
-    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
-        self._free = threading.BoundedSemaphore(_MAX_REQUESTS)
-        super().__init__(address, handler)
-
-    def server_bind(self) -> None:
-        # The standard library looks the host name up here, which may take seconds without DNS.
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        host, port = self.socket.getsockname()[:2]
-        self.server_name, self.server_port = str(host), int(port)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._free.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        del request
-        _log.debug("request from %s failed", client_address, exc_info=True)
+        self._listener.stop()
 
 
 def _handler(

@@ -30,8 +30,9 @@ from oodmon.admission import Admission
 from oodmon.contracts import Clock
 from oodmon.daemon.annex import Annex
 from oodmon.daemon.bodies import labels_of, outputs_of, scores_of
+from oodmon.daemon.listening import Listener
 from oodmon.daemon.metrics import Metrics
-from oodmon.daemon.porter import Server
+from oodmon.daemon.porter import Porter
 from oodmon.errors import ConfigError, RetryLater, WireError
 from oodmon.feeds.spool import Spool
 from oodmon.records import ScoreBatch
@@ -90,13 +91,12 @@ class Inlet:
         self._told: OrderedDict[str, None] = OrderedDict()
         self._tokens = options.requests_per_second
         self._filled_at = time.monotonic()
-        self._server: Server | None = None
-        self._thread: threading.Thread | None = None
+        self._listener: Listener[Porter] = Listener("intake", "daemon.intake")
 
     @property
     def port(self) -> int:
         """The port that it listens on; 0 before `start`."""
-        return 0 if self._server is None else int(self._server.server_address[1])
+        return self._listener.port
 
     def start(self) -> None:
         """Open the spool, start the scoring process, listen.
@@ -112,30 +112,14 @@ class Inlet:
             _sync_folder(Path(self._feed.path))  # the writer's folder must survive a power loss
             if self._annex is not None:
                 self._annex.start()
-            try:
-                self._server = Server(self, options, context)
-            except OSError as error:
-                where = f"{options.host}:{options.port}: {error.strerror or error}"
-                raise ConfigError([f"daemon.intake: cannot listen on {where}"]) from None
+            self._listener.start(lambda: Porter(self, options, context), options.host, options.port)
         except BaseException:
             self.stop()
             raise
-        self._thread = threading.Thread(
-            target=self._server.serve_forever,
-            kwargs={"poll_interval": 0.2},
-            name="intake",
-            daemon=True,
-        )
-        self._thread.start()
 
     def stop(self) -> None:
         """Listen no more; what was accepted is in the spool. Safe twice."""
-        server, self._server = self._server, None
-        if server is not None:
-            server.shutdown()
-            server.server_close()
-        if self._thread is not None:
-            self._thread.join(timeout=2)
+        self._listener.stop()
         if self._annex is not None:
             self._annex.stop()
         self._writer.close()

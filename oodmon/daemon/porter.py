@@ -7,19 +7,19 @@ import logging
 import math
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Final, Protocol
 
 from oodmon.admission import Admission
 from oodmon.daemon.bodies import FRAME_TYPE
+from oodmon.daemon.listening import Server
 from oodmon.errors import OodmonError, RetryLater, WireError
 from oodmon.secret import Secret
 
-__all__ = ["Server", "Taker"]
+__all__ = ["Porter", "Taker"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class Taker(Protocol):
         """One more request with this answer."""
 
 
-class Server(ThreadingHTTPServer):
-    """Listens from construction until `server_close`.
+class Porter(Server):
+    """Lets requests in, cuts off who takes too long, and says 503 where all places are taken.
 
     Args:
         taker: stands behind it.
@@ -60,26 +60,14 @@ class Server(ThreadingHTTPServer):
         tls: of our side; none for plain HTTP.
     """
 
-    daemon_threads = True
-    block_on_close = False
     request_queue_size = 64
 
     def __init__(self, taker: Taker, options: Admission, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
-        self._free = threading.BoundedSemaphore(options.max_requests)
         self._longest = _CONNECTION_SECONDS + options.score_timeout_seconds
         self._since: dict[socket.socket, float] = {}
-        if ":" in options.host:
-            self.address_family = socket.AF_INET6
-        super().__init__((options.host, options.port), _handler(taker, options))
-
-    def server_bind(self) -> None:
-        """Bind without looking the host name up, which may take seconds without DNS."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        host, port = self.socket.getsockname()[:2]
-        self.server_name, self.server_port = str(host), int(port)
+        address = (options.host, options.port)
+        super().__init__(address, _handler(taker, options), options.max_requests)
 
     def service_actions(self) -> None:
         """Cut off whoever takes too long."""
@@ -90,10 +78,12 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for it, or 503 where all are busy."""
-        if self._free.acquire(blocking=False):
-            self._since[request] = time.monotonic()
-            super().process_request(request, client_address)
-            return
+        self._since[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def turn_away(self, request: Any) -> None:
+        """503, where that can be said without a handshake."""
+        self._since.pop(request, None)
         if self._tls is None:
             request.settimeout(0.1)
             try:
@@ -103,10 +93,10 @@ class Server(ThreadingHTTPServer):
                 )
             except OSError as error:
                 _log.debug("a client that was turned away is gone: %s", error)
-        self.shutdown_request(request)
+        super().turn_away(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """In its own thread: the handshake, then the request."""
+    def serve(self, request: Any, client_address: Any) -> None:
+        """The handshake, then the request."""
         raw = request
         try:
             if self._tls is not None:
@@ -119,15 +109,9 @@ class Server(ThreadingHTTPServer):
                     return
                 self._since[request] = self._since.pop(raw, time.monotonic())
                 raw = request
-            super().process_request_thread(request, client_address)
+            super().serve(request, client_address)
         finally:
             self._since.pop(raw, None)
-            self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no news."""
-        del request
-        _log.debug("request from %s failed", client_address, exc_info=True)
 
     def _cut(self, connection: socket.socket) -> None:
         try:

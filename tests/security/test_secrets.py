@@ -175,8 +175,8 @@ def test_ports_are_open_to_this_machine_only_unless_told_otherwise() -> None:
     )
     server.start()
     try:
-        assert server._server is not None
-        assert server._server.server_address[0] == "127.0.0.1"
+        assert server._listener.server is not None
+        assert server._listener.server.server_address[0] == "127.0.0.1"
     finally:
         server.stop()
 

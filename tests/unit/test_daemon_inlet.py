@@ -52,7 +52,7 @@ def opened(spool: Spool) -> Iterator[Callable[..., Inlet]]:
     for inlet in running:
         inlet.stop()
         inlet.stop()
-        assert inlet._thread is None or not inlet._thread.is_alive()
+        assert inlet._listener.ended
 
 
 def post(
@@ -225,7 +225,7 @@ def test_slow_clients_do_not_keep_others_out(
     monkeypatch.setattr("oodmon.daemon.porter._CONNECTION_SECONDS", 10 * PATIENCE_SECONDS)
     monkeypatch.setattr("oodmon.daemon.porter._READ_SECONDS", 10 * PATIENCE_SECONDS)
     inlet = opened(max_requests=2)
-    door = inlet._server
+    door = inlet._listener.server
     assert door is not None
     slow = [socket.create_connection(("127.0.0.1", inlet.port), PATIENCE_SECONDS) for _ in range(2)]
     try:
