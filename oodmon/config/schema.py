@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from oodmon.admission import Admission
 from oodmon.contexts import Context
 from oodmon.errors import ContractError
+from oodmon.feeds.labels import LabelTopic
 from oodmon.labelling import Labelling
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
@@ -27,6 +28,7 @@ __all__ = [
     "DaemonSection",
     "EventKind",
     "HttpSection",
+    "LabelsSection",
     "ModelSection",
     "SinkSection",
     "StoreSection",
@@ -234,6 +236,17 @@ class HttpSection:
             raise ContractError(f"port: {self.port} is not in [0, {_PORTS - 1}]")
 
 
+@dataclass(frozen=True)
+class LabelsSection(Labelling):
+    """`daemon.labels`: which predictions are kept, and where labels come from beside the table.
+
+    Attributes:
+        topic: a Kafka topic; none reads none.
+    """
+
+    topic: LabelTopic | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonSection:
     """`daemon`: what runs beside the store.
@@ -266,7 +279,7 @@ class DaemonSection:
     triggers: Mapping[str, TriggerSection]
     http: HttpSection
     intake: Admission | None = None
-    labels: Labelling | None = None
+    labels: LabelsSection | None = None
 
 
 @dataclass(frozen=True, slots=True)
