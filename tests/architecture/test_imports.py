@@ -48,6 +48,7 @@ RINGS: dict[str, int] = {
     "brokers": 3,
     "admission": 3,
     "labelling": 3,
+    "resampling": 4,
     "thresholds": 4,
     "pipeline": 4,
     "drift": 4,
@@ -81,6 +82,7 @@ SAME_RING = {
     ("wealth", "ranks"),
     ("wealth", "neighbours"),
     ("cells", "ranks"),
+    ("thresholds", "resampling"),
 }
 
 THIRD_PARTY: dict[str, set[str]] = {
@@ -117,11 +119,12 @@ THIRD_PARTY: dict[str, set[str]] = {
     "admission": set(),
     "labelling": set(),
     "scoring": {"numpy", "torch"},
+    "resampling": {"numpy"},
     "thresholds": {"numpy"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},
     "taps": {"numpy", "torch", "safetensors"},
-    "detectors": {"numpy", "torch", "safetensors"},
+    "detectors": {"numpy", "torch", "safetensors", "faiss"},
     "recipes": {"torch"},
     "fitting": {"numpy", "torch", "safetensors", "PIL"},
     "feeds": {"numpy", "kafka"},

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from oodmon.detectors import Reference, Scorer, neighbors
-from oodmon.detectors.neighbors import coreset
+from oodmon.detectors import Reference, Scorer, cellindex, neighbors
+from oodmon.detectors.coresets import coreset
 from oodmon.errors import ContractError, StateError
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
@@ -191,3 +195,67 @@ def test_few_samples_per_class_do_not_turn_it_upside_down() -> None:
     found, paper = (learnt("knn", tight, k=k) for k in (0, 50))
     assert auroc(scores(found, fresh), scores(found, other)) > 0.9
     assert auroc(scores(paper, fresh), scores(paper, other)) < 0.8
+
+
+def test_an_index_that_searches_every_cell_finds_the_same_neighbours() -> None:
+    pytest.importorskip("faiss")
+    rows, fresh = blobs(900, WIDTH)[0], blobs(80, WIDTH, seed=1)[0]
+    whole = learnt("knn", rows, k=7)
+    indexed = learnt("knn", rows, k=7, index="faiss", probes=10_000)
+    assert len(indexed.state["cells"]) == 120
+    assert float(indexed.state["recall"]) == 1.0
+    torch.testing.assert_close(scores(indexed, fresh), scores(whole, fresh))
+    few = learnt("knn", rows, k=7, index="faiss", probes=2)
+    assert 0.2 < float(few.state["recall"]) < 1.0
+    # fewer cells can only find farther neighbours
+    assert bool((scores(few, fresh) >= scores(whole, fresh) - 1e-6).all())
+
+
+def test_rows_without_enough_neighbours_in_their_cells_are_compared_with_the_bank() -> None:
+    pytest.importorskip("faiss")
+    rows, fresh = blobs(300, WIDTH)[0], blobs(40, WIDTH, seed=1)[0]
+    fresh[3, 2] = float("nan")
+    whole = learnt("knn", rows, k=200)
+    indexed = learnt("knn", rows, k=200, index="faiss", probes=1)
+    expected, found = scores(whole, fresh), scores(indexed, fresh)
+    assert bool(found[3].isnan())
+    torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+def test_an_index_is_made_once_and_forgotten_with_its_bank(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    faiss = pytest.importorskip("faiss")
+    rows, fresh = blobs(300, WIDTH)[0], blobs(40, WIDTH, seed=1)[0]
+    before = len(cellindex._MADE)
+    scorer = learnt("knn", rows, k=3, index="faiss")
+    assert len(cellindex._MADE) == before  # that of learning went with its tensors
+    made: list[int] = []
+    real = faiss.IndexIVFFlat
+
+    def counted(*given: Any) -> Any:
+        made.append(len(given))
+        return real(*given)
+
+    monkeypatch.setattr(faiss, "IndexIVFFlat", counted)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(functools.partial(scores, scorer), [fresh] * 16))
+    assert all(torch.equal(one, found[0]) for one in found)
+    assert len(made) == 1
+    assert len(cellindex._MADE) == before + 1
+    del scorer
+    gc.collect()
+    assert len(cellindex._MADE) == before
+
+
+def test_without_faiss_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ContractError, match=r"index: 'faiss' needs faiss: pip install 'oodmon\[fa"):
+        learnt("knn", blobs(50, WIDTH)[0], k=3, index="faiss")
+    for options, said in (
+        ({"index": "annoy"}, "'annoy' is neither 'product' nor 'faiss'"),
+        ({"index": "faiss", "probes": 0}, "probes: 0 is not positive"),
+        ({"index": "faiss", "coreset": 100}, "give 'faiss' or a coreset"),
+    ):
+        with pytest.raises(ContractError, match=said):
+            detectors.create("knn", **options)
