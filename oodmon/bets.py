@@ -37,7 +37,7 @@ _CORRELATIONS: Final = _STEP * np.arange(99)
 
 # The alternatives that are bet on. In normal scores z = Phi^-1(1 - p), so higher is more OOD.
 _SHIFTS: Final = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-_SPREADS: Final = (0.7, 0.85, 1.15, 1.3, 1.6, 2.0)
+_SPREADS: Final = (0.7, 0.85, 1.15, 1.25, 1.4, 1.7)
 _SHIFTED_SPREADS: Final = ((0.5, 1.25), (1.0, 1.5), (0.5, 0.8), (-0.5, 0.8), (-0.5, 1.25))
 _SHARES: Final = (0.02, 0.05, 0.1, 0.25)
 _NOVEL: Final = (2.0, 3.0, 4.0)
@@ -51,15 +51,16 @@ _FLOORS: Final = (0.01, 0.1, 0.2, 0.35, 0.5, 0.7)
 
 # What each kind of alternative is given of the wealth. Any weights keep the promise; these cost a
 # shift or a spread of all samples, or a few percent of novel ones, 1 to 1.5 nats less than equal
-# ones would. Changes towards the reference's middle are rarer, and wait longer.
-_SHIFTS_UP: Final = 0.3
-_SHIFTS_DOWN: Final = 0.08
-_WIDER: Final = 0.2
-_NARROWER: Final = 0.05
-_BOTH: Final = 0.05
+# ones would; a spread has the most, as its growth is the least. Changes towards the reference's
+# middle are rarer, and wait longer.
+_SHIFTS_UP: Final = 0.28
+_SHIFTS_DOWN: Final = 0.05
+_WIDER: Final = 0.33
+_NARROWER: Final = 0.03
+_BOTH: Final = 0.02
 _SOME_NOVEL: Final = 0.25
-_MORE_IN_TAIL: Final = 0.05
-_LESS_IN_TAIL: Final = 0.02
+_MORE_IN_TAIL: Final = 0.03
+_LESS_IN_TAIL: Final = 0.01
 
 
 _INNER: Final = tuple(-NormalDist().inv_cdf(edge) for edge in BIN_EDGES[1:-1].tolist())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
+from oodmon.records import Histogram
 
 __all__ = ["Alike", "Neighbours"]
 
@@ -42,9 +45,9 @@ class Alike(NamedTuple):
         lasting: correlation of what is sticky.
     """
 
-    correlation: F8
-    sticky: F8
-    lasting: F8
+    correlation: F8 | float
+    sticky: F8 | float
+    lasting: F8 | float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,11 +65,22 @@ class Neighbours:
 
     def met(self, pairs: I8 | int, jumps: I8 | int, swings: I8 | int = 0) -> Neighbours:
         """With those of one more window."""
-        weight = np.where(np.asarray(self.pairs) > _MEMORY, 0.5, 1.0)
+        weight: Any = 1.0 - 0.5 * (self.pairs > _MEMORY)
         return Neighbours(
             weight * self.pairs + pairs,
-            weight * self.jumps + np.asarray(jumps) / _MILLIONTHS,
-            weight * self.swings + np.asarray(swings) / _MILLIONTHS,
+            weight * self.jumps + jumps / _MILLIONTHS,
+            weight * self.swings + swings / _MILLIONTHS,
+        )
+
+    def after(self, histograms: Sequence[Histogram]) -> Neighbours:
+        """`met` for one more window of each stream; one stream may be held as numbers."""
+        if len(histograms) == 1:
+            one = histograms[0]
+            return self.met(one.pairs, one.jumps, one.swings)
+        return self.met(
+            np.array([each.pairs for each in histograms]),
+            np.array([each.jumps for each in histograms]),
+            np.array([each.swings for each in histograms]),
         )
 
     def autocorrelation(self, seen: I8, variance: float) -> F8:
@@ -98,24 +112,19 @@ class Neighbours:
             of_squares: variance of the squared normal scores of the reference.
         """
         sums = seen @ _POWERS
-        found, error = self._trusted(self._ratio(self.jumps, _spread(sums, variance)), _PRIOR)
-        correlation = _significant(found, error, found + error)
-        some = np.maximum(sums[..., 0], 1.0)
-        own = np.maximum(sums[..., 3] / some - (sums[..., 2] / some) ** 2, _LEAST_VARIANCE)
-        ratio = self._ratio(self.swings, _mixed(sums[..., 0], own, of_squares))
-        squares, _ = self._trusted(ratio, _PRIOR**2)
-        gaussian = correlation**2
-        more = (_significant(squares, error, squares) > gaussian) & (np.asarray(self.swings) > 0.0)
-        lasting = np.maximum(correlation, np.minimum(squares + error, _MOST) * more)
-        sticky = (squares - gaussian) / np.maximum(lasting - gaussian, _LEAST_VARIANCE)
-        return Alike(correlation, np.minimum(sticky, 1.0) * more, lasting)
+        mine = (self.pairs, self.jumps, self.swings)
+        if sums.size == len(_POWERS.T):
+            # One stream: numbers, of which numpy would make forty calls.
+            numbers = [float(np.asarray(value).item()) for value in mine]
+            return _alike(sums.ravel().tolist(), numbers, (variance, of_squares), _PLAIN)
+        return _alike(list(np.moveaxis(sums, -1, 0)), mine, (variance, of_squares), _ARRAYS)
 
     def _ratio(self, jumps: F8 | float, spread: F8) -> F8:
         found = 1.0 - jumps / np.maximum(self.pairs, 1e-9) / (2.0 * spread)
         return np.where(np.asarray(self.pairs) > 0.0, np.minimum(np.maximum(found, 0.0), 1.0), 0.0)
 
     def _trusted(self, found: F8, prior: float) -> tuple[F8, F8]:
-        """With what is assumed before anything was seen; and the standard error, 0 if so."""
+        """With what is assumed before anything was seen; and the standard error."""
         pairs = np.asarray(self.pairs, np.float64)
         trusted = pairs + _PRIOR_PAIRS
         mixed = (found * pairs + prior * _PRIOR_PAIRS) / trusted
@@ -131,9 +140,51 @@ def _spread(sums: F8, variance: float) -> F8:
     some = np.maximum(sums[..., 0], 1.0)
     # Of values up to 5, so that the difference of the squares is exact enough.
     own = np.maximum(sums[..., 2] / some - (sums[..., 1] / some) ** 2, _LEAST_VARIANCE)
-    return _mixed(sums[..., 0], own, variance)
-
-
-def _mixed(total: F8, own: F8, reference: float) -> F8:
-    found: F8 = (_REFERENCE * reference + total * own) / (_REFERENCE + total)
+    found: F8 = (_REFERENCE * variance + sums[..., 0] * own) / (_REFERENCE + sums[..., 0])
     return found
+
+
+class _Calls(NamedTuple):
+    """What differs between a number and an array."""
+
+    least: Callable[[Any, Any], Any]
+    most: Callable[[Any, Any], Any]
+    root: Callable[[Any], Any]
+
+
+_PLAIN: Final = _Calls(min, max, math.sqrt)
+_ARRAYS: Final = _Calls(np.minimum, np.maximum, np.sqrt)
+
+
+def _alike(
+    sums: Sequence[Any], neighbours: Sequence[Any], reference: tuple[float, float], by: _Calls
+) -> Alike:
+    """`Neighbours.alike`, of numbers or of arrays.
+
+    Args:
+        sums: of the powers 0, 1, 2 and 4 of the normal scores.
+        neighbours: pairs, jumps and swings.
+        reference: variance of its normal scores, and of their squares.
+        by: min, max and root.
+    """
+    total, first, second, fourth = sums
+    pairs, jumps, swings = neighbours
+    some, trusted = by.most(total, 1.0), pairs + _PRIOR_PAIRS
+    error = 1.0 / by.root(trusted)
+
+    def correlation(own: Any, expected: float, jumps: Any, prior: float) -> Any:
+        spread = _REFERENCE * expected + total * by.most(own, _LEAST_VARIANCE)
+        twice = 2.0 * spread / (_REFERENCE + total)
+        found = by.least(by.most(1.0 - jumps / by.most(pairs, 1e-9) / twice, 0.0), 1.0)
+        return (found * pairs + prior * _PRIOR_PAIRS) / trusted * (pairs > 0.0)
+
+    mean, square = first / some, second / some
+    plain = correlation(square - mean * mean, reference[0], jumps, _PRIOR)
+    squares = correlation(fourth / some - square * square, reference[1], swings, _PRIOR**2)
+    bar = _SIGNIFICANT * error
+    likely = by.least(plain + error, _MOST) * (plain > bar)
+    gaussian = likely * likely
+    more = (squares > bar) & (squares > gaussian) & (swings > 0.0)
+    lasting = by.most(likely, by.least(squares + error, _MOST) * more)
+    sticky = (squares - gaussian) / by.most(lasting - gaussian, _LEAST_VARIANCE)
+    return Alike(likely, by.least(sticky, 1.0) * more, lasting)

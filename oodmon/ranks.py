@@ -31,6 +31,11 @@ _AT_A_TIME: Final = 1 << 17
 """Samples that are ranked in one step."""
 MOST: Final = 16_384
 """Samples of a window that are ranked; of a greater window, so many drawn at random."""
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_STEPS: Final = np.arange(1, 2 * MOST + 1, dtype=np.uint64) * _GOLDEN
+_NUMBERS: Final = np.arange(_BINS)
+_OFFSETS: Final = np.arange(MOST) // _PIECE * _BINS
+_ONES: Final = np.array([number.bit_count() for number in range(1 << _PIECE)], np.uint8)
 
 
 def ranked(counts: I8, pool: I8, seeds: U8) -> I8:
@@ -59,6 +64,8 @@ def ranked(counts: I8, pool: I8, seeds: U8) -> I8:
         most = MOST
     if len(counts) == 1 and most <= _ALONE:
         return _alone(counts[0], pool[0], seeds[0], most)[None]
+    if len(counts) == 1:
+        return _single(counts[0], pool[0], seeds[0], most)[None]
     rows = max(_AT_A_TIME // max(most, 1), 1)
     if len(counts) <= rows:
         return _ranked(counts, pool, seeds, totals)
@@ -68,8 +75,8 @@ def ranked(counts: I8, pool: I8, seeds: U8) -> I8:
 
 def _alone(counts: I8, pool: I8, seed: np.uint64, total: int) -> I8:
     """One small window, of which `_ranked`'s many calls would cost more than the samples."""
-    draws = _mixed(seed, np.arange(1, 2 * total + 1))
-    bins = np.arange(_BINS).repeat(counts)[draws[:total].argsort(kind="stable")]
+    draws = _finished(seed + _STEPS[: 2 * total])
+    bins = _NUMBERS.repeat(counts)[draws[:total].argsort(kind="stable")]
     earlier = np.tri(total, k=-1, dtype=np.bool_)
     lower = ((bins < bins[:, None]) & earlier).sum(1)
     same = ((bins == bins[:, None]) & earlier).sum(1)
@@ -81,6 +88,36 @@ def _alone(counts: I8, pool: I8, seed: np.uint64, total: int) -> I8:
     return np.bincount(np.minimum(np.maximum(cells, 0), _BINS - 1), minlength=_BINS)
 
 
+def _single(counts: I8, pool: I8, seed: np.uint64, total: int) -> I8:
+    """One window of some hundred samples or more: `_ranked` without what many streams need."""
+    draws = _finished(seed + _STEPS[: 2 * total])
+    bins = _NUMBERS.repeat(counts)[draws[:total].argsort(kind="stable")]
+    pieces = -(-total // _PIECE)
+    at = bins + _OFFSETS[:total]
+    own = np.bincount(at, minlength=pieces * _BINS).reshape(pieces, _BINS)
+    before = own.cumsum(0)
+    before -= own
+    before += pool
+    below = before.cumsum(1)
+    below -= before
+    flat = np.full(pieces * _PIECE, _BINS, np.int8)
+    flat[:total] = bins
+    table = flat.reshape(pieces, _PIECE)
+    others, mine = table[:, None, :], table[:, :, None]
+    lower = _counted((others < mine) & _EARLIER)[:total]
+    same = _counted((others == mine) & _EARLIER)[:total]
+    p = draws[total:] * (before.ravel()[at] + same)
+    p += below.ravel()[at] + lower
+    p /= int(pool.sum()) + np.arange(total)
+    cells = BIN_EDGES.searchsorted(p, side="left") - 1
+    return np.bincount(np.minimum(np.maximum(cells, 0), _BINS - 1), minlength=_BINS)
+
+
+def _counted(flags: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """How many of each 16 are set, flat: by a table, as a sum over so few is slow."""
+    return _ONES[np.packbits(flags, axis=-1).view(np.uint16)].ravel()
+
+
 def _ranked(counts: I8, pool: I8, seeds: U8, totals: I8) -> I8:
     """In pieces of some samples, as what the pool is before a piece is known beforehand."""
     streams, total = len(counts), int(totals.sum())
@@ -89,7 +126,7 @@ def _ranked(counts: I8, pool: I8, seeds: U8, totals: I8) -> I8:
     seed = seeds[owner]
     draws, within = _mixed(seed, number + 1), _mixed(seed, totals[owner] + number + 1)
     bins = np.repeat(np.arange(streams * _BINS), counts.ravel()) % _BINS
-    bins = bins[np.argsort(draws, kind="stable") if streams == 1 else np.lexsort((draws, owner))]
+    bins = bins[np.lexsort((draws, owner))]
     pieces = -(-totals // _PIECE)
     first = pieces.cumsum() - pieces
     piece, place = first[owner] + number // _PIECE, number % _PIECE
@@ -102,12 +139,13 @@ def _ranked(counts: I8, pool: I8, seeds: U8, totals: I8) -> I8:
     # A piece's empty places come last: no sample is after them.
     table = np.full((count, _PIECE), _BINS, np.int8)
     table[piece, place] = bins
-    lower = ((table[:, None, :] < table[:, :, None]) & _EARLIER).sum(2, dtype=np.int16)
-    same = ((table[:, None, :] == table[:, :, None]) & _EARLIER).sum(2, dtype=np.int16)
-    at = piece * _BINS + bins
+    others, mine = table[:, None, :], table[:, :, None]
+    lower = _counted((others < mine) & _EARLIER)
+    same = _counted((others == mine) & _EARLIER)
+    at, row = piece * _BINS + bins, piece * _PIECE + place
     places = before.cumsum(1)
-    p = (places - before).ravel()[at] + lower[piece, place]
-    p = p + within * (before.ravel()[at] + same[piece, place])
+    p = within * (before.ravel()[at] + same[row])
+    p += (places - before).ravel()[at] + lower[row]
     p /= places[piece, -1] + place
     cells = np.searchsorted(BIN_EDGES, p, side="left") - 1
     cells = np.minimum(np.maximum(cells, 0), _BINS - 1) + owner * _BINS
@@ -121,7 +159,10 @@ def uniforms(seed: int, count: int) -> npt.NDArray[np.float64]:
 
 def _mixed(seed: U8 | np.uint64, number: I8) -> npt.NDArray[np.float64]:
     """The `number`-th draw of a seed, from 1."""
-    z = seed + number.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return _finished(seed + number.astype(np.uint64) * _GOLDEN)
+
+
+def _finished(z: U8) -> npt.NDArray[np.float64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     z = z ^ (z >> np.uint64(31))

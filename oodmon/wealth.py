@@ -67,7 +67,7 @@ class Wealth:
                 one.starts[None],
                 one.seen[None],
                 one.recent[None],
-                Neighbours(*np.array([[near.pairs], [near.jumps], [near.swings]])),
+                near,
             )
 
         def rows(arrays: Iterable[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -165,11 +165,7 @@ class Wealth:
         """
         table = self.table
         counts = np.concatenate([each.counts for each in histograms]).reshape(len(histograms), -1)
-        neighbours = self.neighbours.met(
-            np.array([each.pairs for each in histograms]),
-            np.array([each.jumps for each in histograms]),
-            np.array([each.swings for each in histograms]),
-        )
+        neighbours = self.neighbours.after(histograms)
         log_l = np.empty(self.log_m.shape)
         cut = table.sequential
         log_l[:, cut:] = counts @ table.log_bets[cut:].T

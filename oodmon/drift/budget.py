@@ -308,14 +308,14 @@ class Budget(DriftTest[Wealth]):
 
     def freeze(self, state: Wealth) -> Arrays:
         """Three numbers a bet and two histograms: some 2 kB."""
-        near = state.neighbours
+        near, shape = state.neighbours, (*state.log_m.shape[:-1], 3)
         return {
             "log_m": state.log_m,
             "gains": state.gains,
             "starts": state.starts,
             "seen": _short(state.seen),
             "recent": _short(state.recent),
-            "neighbours": np.stack([near.pairs, near.jumps, near.swings], axis=-1),
+            "neighbours": np.stack([near.pairs, near.jumps, near.swings], -1).reshape(shape),
         }
 
     def freeze_all(self, states: Sequence[Wealth]) -> list[tuple[list[int], Arrays]]:

@@ -75,3 +75,16 @@ def test_squares_tell_whether_neighbours_are_alike_in_more_than_their_mean() -> 
 def test_the_swings_of_old_pairs_count_less() -> None:
     found = Neighbours().met(2**21, 0, 10**12).met(1, 0, 0)
     assert found.swings == pytest.approx(5e5)
+
+
+def test_one_stream_as_numbers_is_the_same_as_in_an_array() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(50):
+        pairs = int(rng.integers(0, 2000))
+        jumps, swings = (int(pairs * rng.uniform(0, 3e6)) for _ in range(2))
+        seen = rng.integers(0, 50, 64)
+        one = Neighbours().met(pairs, jumps, swings)
+        two = Neighbours(*(np.full(2, value) for value in (one.pairs, one.jumps, one.swings)))
+        alone = one.alike(seen, 0.9, 1.8)
+        for value, both in zip(alone, two.alike(np.stack([seen, seen]), 0.9, 1.8), strict=True):
+            assert np.asarray(both).tolist() == pytest.approx([value, value], rel=1e-12)
