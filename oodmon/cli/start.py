@@ -36,6 +36,8 @@ $layers  detectors:
     energy: {type: energy}
     # From features. `oodmon fit` learns what they need.
     gram: {type: gram}
+    # With labelled data: how often the model is wrong, estimated in service without labels.
+    # error: {type: expected_error}
   states: states/             # `oodmon fit` writes here
   feed: {type: spool, path: spool/}
 
@@ -48,9 +50,12 @@ daemon:
   drift:
     # How often it may be wrong, and how much change does not matter.
     budget: {type: budget, false_alarms: "1 per 30 days", tolerated_fraction: 0.005}
+    # Does it matter: looks at `error` alone. A rule that reads it tells whom.
+    # worse: {type: accuracy_loss, false_alarms: "1 per 30 days", tolerated_loss: 0.02}
   rules:
     drift: {drift: budget, severity: warning, for_windows: 1, resolve_after_windows: 3}
   store: {url: "sqlite:///oodmon.db"}
+  # labels: {share: 0.2}      # keep answers by sample id: true classes that come later judge them
   sinks:
     log: {type: log}
     # alerts: {type: kafka, bootstrap_servers: ["localhost:9092"], topic: oodmon.alerts}
