@@ -151,6 +151,24 @@ class Cells:
         found = np.searchsorted(BIN_EDGES, np.round(np.maximum(p, 1 / (self.least + 1)), 12)) - 1
         return np.where(np.isnan(values), -1, found)
 
+    def ranks(self) -> npt.NDArray[np.float64]:
+        """(n,) where each reference score stands within its cell, in (0, 1), 1 the highest.
+
+        In the order of the calibration's scores.
+        """
+        cell = self._cell_of(self._coded(_parts(self.calibration, self.context)))
+        n = len(self.calibration)
+        order = np.argsort(cell, kind="stable")
+        members = np.bincount(cell, minlength=len(self._sizes))
+        first = np.cumsum(members) - members
+        place = np.empty(n)
+        place[order] = np.arange(n) - first[cell[order]]
+        ranks = (place + 0.5) / members[cell]
+        if members[0] < LEAST:
+            # Ranked against everything.
+            ranks[cell == 0] = (np.flatnonzero(cell == 0) + 0.5) / n
+        return ranks
+
     def evenly(self) -> Calibration:
         """As many scores as the smallest cell has: the law of ranks within any cell."""
         own = self.calibration

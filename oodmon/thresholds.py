@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,19 +18,18 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
+from oodmon.calibration import Calibration
+from oodmon.contexts import Context
 from oodmon.contracts import DriftTest
 from oodmon.errors import StateError
 from oodmon.judged import Judged
 from oodmon.promises import Promise
-from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
+from oodmon.resampling import Held, resampled
 from oodmon.tuned import Tunable, Tuned
 
-__all__ = ["Held", "Threshold", "block_length", "resampled", "tune", "tuned"]
+__all__ = ["Threshold", "tune", "tuned"]
 
 _SCHEMA: Final = "oodmon.threshold/1"
-_SECOND: Final = 1_000_000_000
-
 WINDOWS: Final = 40_000
 """Windows that a test which judges them one by one is tuned on, per detector."""
 EACH: Final = 24_000
@@ -46,27 +45,8 @@ _LONGEST: Final = 1e9
 _HALVINGS: Final = 30
 LEAST_ALARMS: Final = 12
 """Below so many a measured run length is not used."""
-_BLOCKS: Final = 80.0
-"""A block of b breaks about a share 2 φ / (b (1 - φ²)) of the correlation: a fortieth here."""
 _FLATTEST: Final = 0.5
 """Least slope of ln(run length) over ln(nominal one) that is believed beyond the simulation."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Held:
-    """The held-out scores of one detector as they came.
-
-    Attributes:
-        calibration: made of them.
-        scores: float32 (n,) in the order of the data.
-        predicted: int64 (n,) their predicted classes, or empty.
-        block: neighbours that are drawn together; 1 draws one by one.
-    """
-
-    calibration: Calibration
-    scores: npt.NDArray[np.float32]
-    predicted: npt.NDArray[np.int64]
-    block: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +60,7 @@ class Threshold:
         nominal: textbook run length, in windows, at which the promise is kept.
         longest: windows of the longest run length that was measured; the promise may be longer.
         calibrations: detector → digest of its calibration scores.
+        context: what scores are ranked within, as `Context` writes itself; "" for nothing.
     """
 
     test: str
@@ -88,6 +69,7 @@ class Threshold:
     nominal: float
     longest: float
     calibrations: Mapping[str, str]
+    context: str = ""
 
     def save(self, path: Path | str) -> None:
         """Write a JSON file, whole or not at all."""
@@ -118,83 +100,13 @@ class Threshold:
         return made
 
 
-def block_length(scores: npt.NDArray[np.float32]) -> int:
-    """Neighbours to draw together, from the lag-one correlation of the scores' ranks in order.
-
-    80 φ / (1 - φ²): long enough to keep nearly all of the correlation, so short that a window is
-    made of several, or it could only be one that was seen. At most a tenth of the scores, 1 where φ
-    is within three standard errors of zero.
-    """
-    n = len(scores)
-    ranks = np.argsort(np.argsort(scores, kind="stable"), kind="stable").astype(np.float64)
-    ranks -= ranks.mean()
-    power = float(ranks @ ranks)
-    phi = float(ranks[1:] @ ranks[:-1]) / power if power else 0.0
-    if phi < 3.0 / math.sqrt(n):
-        return 1
-    phi = min(phi, 0.99)
-    return max(min(math.ceil(_BLOCKS * phi / (1.0 - phi**2)), n // 10), 1)
-
-
-def _drawn(n: int, block: int, count: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """(count,) of n places, in blocks of neighbours (Künsch's moving blocks)."""
-    blocks = -(-count // block)
-    starts = rng.integers(0, n - block + 1, blocks)
-    places: npt.NDArray[np.int64] = (starts[:, None] + np.arange(block)).ravel()[:count]
-    return places
-
-
-def resampled(
-    held: Held, samples: int, windows: int, rng: np.random.Generator, window_seconds: float = 1.0
-) -> tuple[Window, Iterator[Window]]:
-    """A reference and so many windows of `samples` samples, all drawn from the held-out scores."""
-    n = len(held.scores)
-    own = _drawn(n, held.block, n, rng)
-    predicted = held.predicted[own] if len(held.predicted) else None
-    name = held.calibration.detector
-    measures, digest = held.calibration.measures, held.calibration.digest
-    drawn = Calibration.from_scores(name, digest, held.scores[own], predicted, measures)
-    span = round(window_seconds * _SECOND)
-    places = _drawn(n, held.block, windows * samples, rng)
-    bins = len(BIN_EDGES) - 1
-    found = drawn.bins(held.scores[places]).reshape(windows, samples)
-    offsets = found + bins * np.arange(windows)[:, None]
-    counts = np.bincount(offsets.ravel(), minlength=windows * bins).reshape(windows, bins)
-    keys = np.arange(min(samples, SAMPLE_SIZE), dtype=np.uint64)
-
-    def closed() -> Iterator[Window]:
-        for index in range(windows):
-            rows = places[index * samples : (index + 1) * samples]
-            classes = {}
-            if len(held.predicted):
-                seen = np.bincount(held.predicted[rows])
-                classes = {int(label): int(seen[label]) for label in seen.nonzero()[0]}
-            judged = samples if measures == EXPECTED_ERROR else 0
-            errors = expected_errors(held.scores[rows]) if judged else 0
-            histogram = Histogram(
-                counts[index],
-                0,
-                keys,
-                held.scores[rows[: len(keys)]],
-                judged=judged,
-                errors=errors,
-            )
-            yield Window(
-                "",
-                "",
-                "",
-                index * span,
-                (index + 1) * span,
-                samples,
-                detectors={name: histogram},
-                predicted=classes,
-            )
-
-    return drawn.reference(), closed()
-
-
 def tune(
-    test: Tunable[Any], held: Mapping[str, Held], samples: int, window_seconds: float, seed: int = 0
+    test: Tunable[Any],
+    held: Mapping[str, Held],
+    samples: int,
+    window_seconds: float,
+    seed: int = 0,
+    context: Context | None = None,
 ) -> Threshold:
     """Find the threshold of one test for all detectors.
 
@@ -204,6 +116,7 @@ def tune(
         samples: in a window, about.
         window_seconds: length of the windows that the test will be given.
         seed: of the draws.
+        context: what `held` is ranked within, if anything.
     """
     wanted = Promise.parse(test.false_alarms).windows(window_seconds) * len(held)
     nominal, longest = 1.0, math.inf
@@ -219,6 +132,7 @@ def tune(
         nominal,
         longest,
         {name: _fingerprint(one.calibration) for name, one in held.items()},
+        repr(context) if context else "",
     )
 
 
@@ -320,6 +234,7 @@ def tuned(
     threshold: Threshold,
     calibrations: Mapping[str, Calibration],
     window_seconds: float,
+    context: Context | None = None,
 ) -> Tuned[Any]:
     """The test at the threshold that was found; `StateError` where it was found for another."""
     if not isinstance(test, Tunable):
@@ -330,6 +245,11 @@ def tuned(
         raise StateError(
             f"it was found for windows of {threshold.window_seconds:g} s, the config cuts "
             f"{window_seconds:g} s"
+        )
+    if threshold.context != (repr(context) if context else ""):
+        raise StateError(
+            f"it was found for ranks within {threshold.context or 'nothing'}, the config says "
+            f"{context or 'nothing'}"
         )
     known = {name: _fingerprint(calibration) for name, calibration in calibrations.items()}
     if known != dict(threshold.calibrations):

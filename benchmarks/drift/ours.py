@@ -12,7 +12,8 @@ from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
 from oodmon.records import ALL, ScoreBatch, Window
 from oodmon.registry import drift
-from oodmon.thresholds import Held, tune, tuned
+from oodmon.resampling import Held
+from oodmon.thresholds import tune, tuned
 from oodmon.tuned import Tunable
 from oodmon.windows import Windowing, Windows
 

@@ -18,7 +18,8 @@ from benchmarks.drift.streams import autoregressive
 from oodmon.calibration import Calibration
 from oodmon.records import BIN_EDGES, Histogram, Window
 from oodmon.registry import drift
-from oodmon.thresholds import Held, block_length, tune, tuned
+from oodmon.resampling import Held, block_length
+from oodmon.thresholds import tune, tuned
 from oodmon.tuned import Tunable
 
 PROMISE = 500

@@ -64,10 +64,12 @@ def promise(path: str, fitting: Fitting, samples: int, *, in_order: bool, seed: 
 def _find(config: Config, fitting: Fitting, samples: int, *, in_order: bool, seed: int) -> None:
     """Find and store the threshold of every test that has a promise to be tuned to."""
     from oodmon.config import build
-    from oodmon.thresholds import Held, block_length, tune
+    from oodmon.resampling import Held, block_length
+    from oodmon.thresholds import tune
     from oodmon.tuned import Tunable
 
     half = build.daemon_half(config)
+    context = half.calibration.ranked_within
     held = None
     for name, entity in half.drift.items():
         test = entity.component
@@ -83,8 +85,10 @@ def _find(config: Config, fitting: Fitting, samples: int, *, in_order: bool, see
                 )
                 for detector, fitted in fitting.detectors.items()
             }
+            if context:
+                held = {d: one.within(context, in_order=in_order) for d, one in held.items()}
         begun = time.monotonic()
-        found = tune(test, held, samples, build.window_seconds(config, test), seed)
+        found = tune(test, held, samples, build.window_seconds(config, test), seed, context)
         found.save(build.threshold_path(half.calibration.path, name))
         blocks = max(one.block for one in held.values())
         click.echo(

@@ -166,7 +166,8 @@ def drift_tests(config: Config, known: Mapping[str, Calibration]) -> dict[str, D
             path = threshold_path(half.calibration.path, name)
             try:
                 found = Threshold.load(path)
-                test = tuned(test, found, known, window_seconds(config, test))
+                seconds = window_seconds(config, test)
+                test = tuned(test, found, known, seconds, half.calibration.ranked_within)
             except StateError as error:
                 told = str(error) if str(path) in str(error) else f"{path}: {error}"
                 raise StateError(

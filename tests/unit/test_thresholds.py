@@ -12,16 +12,19 @@ import pytest
 
 from oodmon import thresholds
 from oodmon.calibration import Calibration
+from oodmon.cells import Cells
 from oodmon.config import build
 from oodmon.config.parse import load
+from oodmon.contexts import Context
 from oodmon.drift.adwin import Adwin
 from oodmon.drift.ddm import Ddm
 from oodmon.drift.hddm import Hddm
 from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.drift.page_hinkley import PageHinkley
 from oodmon.errors import StateError
-from oodmon.records import BIN_EDGES, Histogram, Window
-from oodmon.thresholds import Held, Threshold, block_length, resampled, tune, tuned
+from oodmon.records import BIN_EDGES, Histogram, ScoreBatch, Window
+from oodmon.resampling import Held, block_length, resampled
+from oodmon.thresholds import Threshold, tune, tuned
 from oodmon.tuned import Tunable
 
 SAMPLES = 64
@@ -123,6 +126,49 @@ def test_a_scale_begins_where_it_makes_a_difference() -> None:
     assert thresholds._first(Adwin()) == pytest.approx(400.0)
     assert thresholds._first(PageHinkley()) == pytest.approx(50.0)
     assert thresholds._first(KS) == pytest.approx(thresholds.FIRST)
+
+
+def test_within_contexts_the_promise_holds_whatever_the_mix() -> None:
+    """Ranks among all scores would alarm at any other mix of the two classes."""
+    rng, classes = np.random.default_rng(3), Context(("predicted",))
+
+    def drawn(size: int, share: float) -> tuple[Any, Any]:
+        labels = (rng.random(size) < share).astype(np.int32)
+        return (rng.standard_normal(size) + 4.0 * labels).astype(np.float32), labels
+
+    scores, labels = drawn(3_000, 0.5)
+    calibration = Calibration.from_scores("d", "digest", scores, labels)
+    whole = Held(calibration, scores, labels.astype(np.int64))
+    one = whole.within(classes, in_order=False)
+    found = tune(KS, {"d": one}, SAMPLES, 60.0, context=classes)
+    test = tuned(KS, found, {"d": calibration}, 60.0, classes)
+    cells = Cells(calibration, classes)
+    state, alarms = test.start(cells.reference("", "")), 0
+    for at in range(3_000):
+        values, seen = drawn(SAMPLES, 0.1)
+        batch = ScoreBatch("", "", "s", at, at, {"d": values}, {"d": "digest"}, predicted=seen)
+        counts = np.bincount(cells.bins(batch), minlength=len(BIN_EDGES) - 1)
+        empty = Histogram.empty()
+        histogram = Histogram(counts, 0, empty.keys, empty.sample)
+        window = Window("", "", "", at, at + 1, SAMPLES, detectors={"d": histogram})
+        state, result = test.step(state, window, "d")
+        alarms += result.drifted
+    assert 55 <= 3_000 / max(alarms, 1) <= 600
+    with pytest.raises(StateError, match=r"ranks within Context.*the config says nothing"):
+        tuned(KS, found, {"d": calibration}, 60.0)
+
+
+def test_neighbours_stay_together_within_contexts() -> None:
+    one = held(0.6)
+    ranked = one.within(Context(("predicted",)), in_order=True)
+    # Within its half of the scores a sample is less like its neighbour than among all.
+    assert 1 < ranked.block < one.block
+    assert np.all((ranked.ranked > 0.0) & (ranked.ranked < 1.0))
+    low = one.scores <= 0
+    order = np.argsort(one.scores[low])
+    assert np.all(np.diff(ranked.ranked[low][order]) >= 0.0), "the order within a class is kept"
+    assert ranked.ranked[~low].min() < 0.01, "each class begins at 0"
+    assert ranked.reference == min(low.sum(), (~low).sum())
 
 
 def test_a_promise_is_shared_and_a_longer_one_is_stricter() -> None:
