@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.logits import two_sided
+from oodmon.detectors.odds import answer_of, two_sided
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors
 
 __all__ = ["OpenMax", "fit_extremes"]
+
+Floats = npt.NDArray[np.floating[Any]]
+Places = npt.NDArray[np.int64]
 
 _STEPS: Final = 100
 _SHARPEST: Final = 1e6
@@ -134,22 +139,27 @@ class OpenMax(Detector):
         count = min(self.alpha, classes)
         top, label = logits.topk(count, dim=1)
         logits, whole = logits.clamp(min=_LEAST), logits
-        size = max(1, _AT_ONCE // (count * classes))
-        if logits.device.type != "cpu" or len(logits) <= size:
-            distance = self._distance(logits.unsqueeze(1), mean[label])
-        else:
-            distance = torch.cat(
-                [
-                    self._distance(logits[i : i + size].unsqueeze(1), mean[label[i : i + size]])
-                    for i in range(0, len(logits), size)
-                ]
-            )
+        distance = self._from_means(logits, mean, label)
         weight = ((distance - state["location"][label]) * state["rate"][label]).exp_()
         weight = weight.neg_().expm1_().neg_()
         rank = torch.arange(count, 0, -1, device=logits.device, dtype=logits.dtype) / count
         # a class that is ruled out by a logit of -inf has nothing to give
         taken = torch.where(top == -torch.inf, 0.0, top * weight.mul_(rank))
-        return taken.sum(dim=1) - whole.scatter(1, label, top - taken).logsumexp(dim=1)
+        revised = whole.scatter(1, label, top - taken)
+        return taken.sum(dim=1) - answer_of(revised).log_partition()
+
+    def _from_means(self, logits: Tensor, mean: Tensor, label: Tensor) -> Tensor:
+        """Distance (B, A) of each row from the means of its classes (B, A)."""
+        size = max(1, _AT_ONCE // (label.shape[1] * len(mean)))
+        if not logits.is_cpu:
+            return self._distance(logits.unsqueeze(1), mean[label])
+        if self.euclid_weight == 1.0:
+            return torch.from_numpy(_euclid(logits.numpy(), mean.numpy(), label.numpy(), size))
+        parts = [
+            self._distance(logits[i : i + size].unsqueeze(1), mean[label[i : i + size]])
+            for i in range(0, len(logits), size)
+        ]
+        return torch.cat(parts) if parts else logits.new_zeros(label.shape)
 
     def _distance(self, logits: Tensor, mean: Tensor) -> Tensor:
         """Distance over the last dimension."""
@@ -172,6 +182,21 @@ class OpenMax(Detector):
         if self.correct_only:
             chosen &= logits.argmax(dim=1) == label
         return logits[chosen], label[chosen]
+
+
+def _euclid(logits: Floats, mean: Floats, label: Places, size: int) -> Floats:
+    """Euclidean distances, `size` rows at a time in one piece of memory."""
+    rows, count = label.shape
+    found = np.empty((rows, count), logits.dtype)
+    room = np.empty((min(rows, size) * count, len(mean)), logits.dtype)
+    for start in range(0, rows, size):
+        part = logits[start : start + size]
+        away = room[: len(part) * count]
+        mean.take(label[start : start + size].reshape(-1), axis=0, out=away, mode="clip")
+        cube = away.reshape(len(part), count, -1)
+        cube -= part[:, np.newaxis]
+        np.vecdot(cube, cube, out=found[start : start + size])
+    return np.sqrt(found, out=found)
 
 
 def fit_extremes(
