@@ -47,7 +47,7 @@ test: $(STAMP)  ## all tests that are not marked slow
 test-slow: $(STAMP)  ## the acceptance experiments
 	$(BIN)/python -m pytest -q -m slow tests
 
-faults: $(STAMP)  ## every fault of production by real processes, some 200 runs (FAULTS="--runs 26")
+faults: $(STAMP)  ## every fault of production by real processes, some 200 runs (FAULTS="--runs 53")
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 soak: $(STAMP)  ## the highest rate for ten minutes; nothing may grow (SOAK="--seconds 60")
