@@ -262,6 +262,9 @@ AT_LEAST: Mapping[str, tuple[str, tuple[float, float, float]]] = {
 """Experiment and smallest AUROC on MNIST, KMNIST, notMNIST, for every seed."""
 
 ACCURACY = {"classifier": 0.85, "duq trained, σ=0.3": 0.86, "duq trained, σ=0.1": 0.80}
+DUQ_MEAN = 0.94
+"""On MNIST, over three seeds and more; the paper has 0.955 after six times the training."""
+
 GRAM_OVER_MSP = 0.08
 MAX_LOGIT_OVER_MSP = 0.03
 
@@ -285,6 +288,9 @@ def verdicts(
         if label.startswith("gram"):
             worst = min(run[label]["MNIST"].auroc - run["msp"]["MNIST"].auroc for run in runs)
             lines.append((f"A5 {label} - msp on MNIST", worst, GRAM_OVER_MSP, worst >= 0.08))
+    if len(runs) >= 3:
+        mean = float(np.mean([run["duq trained, σ=0.3"]["MNIST"].auroc for run in runs]))
+        lines.append(("C1 duq trained, σ=0.3 on MNIST, mean", mean, DUQ_MEAN, mean >= DUQ_MEAN))
     for label, bound in ACCURACY.items():
         worst = min(found[label] for found in accuracies)
         lines.append((f"accuracy of {label}", worst, bound, worst >= bound))
