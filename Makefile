@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: help setup system demo check format test test-slow faults soak bench bench-drift bench-detectors fuzz docs clean
+.PHONY: help setup system demo check format test test-slow acceptance faults soak bench bench-drift bench-detectors fuzz docs clean
 
 help:  ## list the words
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ test: $(STAMP)  ## all tests that are not marked slow
 
 test-slow: $(STAMP)  ## the acceptance experiments
 	$(BIN)/python -m pytest -q -m slow tests
+
+acceptance: $(STAMP)  ## the same with their figures, in docs/acceptance.md (some 40 minutes)
+	$(BIN)/python -m pip install --quiet --no-deps "pytorch-ood==0.4.0"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow -k acceptance \
+	  tests/flows --figures=docs/measured/acceptance.json $(ACCEPTANCE)
+	$(BIN)/python -m docs.generate
 
 faults: $(STAMP)  ## every fault of production by real processes, some 200 runs (FAULTS="--runs 53")
 	$(BIN)/python -m tests.faults $(FAULTS)

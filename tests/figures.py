@@ -1,12 +1,13 @@
 """What the acceptance experiments measure: held to its bound, and kept in a file where asked.
 
-    pytest -m slow tests/flows --figures=docs/measured/acceptance.json
+    pytest -m slow -k acceptance tests/flows --figures=docs/measured/acceptance.json
 
 writes every figure of the experiments that ran into that file; what other runs left there stays.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,9 +70,14 @@ class Figures:
         row: dict[str, Any] = {"experiment": experiment, "what": what, "test": self._test}
         row |= {"seed": seed, "value": round(float(value), 4), "least": least, "most": most}
         row["expected"] = bound if expected is None else expected
-        found = json.loads(self._path.read_text())["figures"] if self._path.exists() else []
-        rows = ",\n  ".join(json.dumps(one, ensure_ascii=False) for one in merged(found, row))
-        self._path.write_text(f'{{"figures": [\n  {rows}\n]}}\n', encoding="utf-8")
+        with self._path.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # tests may run in several processes
+            file.seek(0)
+            text = file.read()
+            found = merged(json.loads(text)["figures"] if text else [], row)
+            rows = ",\n  ".join(json.dumps(one, ensure_ascii=False) for one in found)
+            file.truncate(0)
+            file.write(f'{{"figures": [\n  {rows}\n]}}\n')
 
 
 def merged(rows: list[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
