@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from docs.measured import PLACES
@@ -16,17 +17,26 @@ FOLDER = Path(__file__).resolve().parent
 def detectors() -> str:
     """docs/detectors.md: the built-in detectors, in the places that the template leaves."""
     rows = [row for row in rows_of("detectors") if row.get("module", "").startswith("oodmon.")]
-    page = (FOLDER / "templates" / "detectors.md").read_text(encoding="utf-8")
-    made = {"{{overview}}": overview(rows), "{{entries}}": entries(rows)}
-    made |= {place: table() for place, table in PLACES.items()}
+    return _filled("detectors.md", {"{{overview}}": overview(rows), "{{entries}}": entries(rows)})
+
+
+def acceptance() -> str:
+    """docs/acceptance.md: what the acceptance experiments measured."""
+    return _filled("acceptance.md", {})
+
+
+def _filled(name: str, made: Mapping[str, str]) -> str:
+    """The template of this page with what was made, and the tables of what was measured."""
+    page = (FOLDER / "templates" / name).read_text(encoding="utf-8")
+    made = {**made, **{place: table() for place, table in PLACES[name].items()}}
     for place, text in made.items():
         if page.count(place) != 1:
-            raise ValueError(f"templates/detectors.md: {place} is there {page.count(place)} times")
+            raise ValueError(f"templates/{name}: {place} is there {page.count(place)} times")
         page = page.replace(place, text)
     return page.rstrip() + "\n"
 
 
-PAGES = {"detectors.md": detectors}
+PAGES = {"detectors.md": detectors, "acceptance.md": acceptance}
 """File in this folder → what makes it."""
 
 

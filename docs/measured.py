@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PLACES", "exposure", "published"]
+__all__ = ["PLACES", "experiments", "exposure", "published"]
 
 Row = Mapping[str, Any]
 
@@ -47,15 +48,48 @@ def exposure() -> str:
     return "\n".join(lines) + "\n"
 
 
-PLACES: Mapping[str, Callable[[], str]] = {
-    "{{published}}": published,
-    "{{exposure}}": exposure,
+def experiments() -> str:
+    """Every acceptance experiment: its figures per seed, how far they scatter, and the bound."""
+    rows: list[Row] = _read("acceptance")["figures"]
+    parts = []
+    for experiment in dict.fromkeys(row["experiment"] for row in rows):
+        of = [row for row in rows if row["experiment"] == experiment]
+        tests = dict.fromkeys(row["test"].partition("::")[0] for row in of)
+        seeds = sorted({row["seed"] for row in of})
+        lines = [_line(["", *(f"seed {seed}" for seed in seeds), "±3 s.d.", "bound", "expected"])]
+        lines.append(_line(["---"] * (len(seeds) + 4)))
+        for what in dict.fromkeys(row["what"] for row in of):
+            found = {row["seed"]: row for row in of if row["what"] == what}
+            one = next(iter(found.values()))
+            values = [row["value"] for row in found.values()]
+            cells = [f"{found[seed]['value']:.3f}" if seed in found else "" for seed in seeds]
+            sign = "≤" if one["least"] is None else "≥"
+            bound = one["most"] if one["least"] is None else one["least"]
+            expected = "" if one["expected"] == bound else f"{sign} {one['expected']:g}"
+            cells += [_reach(values, lower=sign == "≥"), f"{sign} {bound:g}", expected]
+            lines.append(_line([what, *cells]))
+        named = ", ".join(f"`{test}`" for test in tests)
+        parts.append(f"### {experiment}\n\n{named}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "detectors.md": {"{{published}}": published, "{{exposure}}": exposure},
+    "acceptance.md": {"{{experiments}}": experiments},
 }
-"""Place in a template → what stands there."""
+"""Page → place in its template → what stands there."""
 
 
 def _read(name: str) -> Any:
     return json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _reach(values: Sequence[float], lower: bool) -> str:
+    """Mean less, or plus, three standard deviations."""
+    if len(values) < 2:
+        return ""
+    away = 3.0 * statistics.stdev(values)
+    return f"{statistics.fmean(values) + (-away if lower else away):.3f}"
 
 
 def _cell(figures: Row) -> str:
