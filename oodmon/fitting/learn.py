@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -87,13 +87,6 @@ class Fitting:
     accuracy: float
     outliers: int = 0
     commonest: float = 0.0
-
-
-class Offering(Protocol):
-    """A tap that can say which layers it would read."""
-
-    def offers(self, model: nn.Module) -> tuple[str, ...]:
-        """Names of layers, in the order of the forward pass."""
 
 
 def fit(

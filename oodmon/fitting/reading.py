@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from oodmon.contracts import Detector, Reads, Tap, Visit
+from oodmon.contracts import Detector, Reads, Tap
 from oodmon.errors import ContractError
 from oodmon.fitting.sources import Batch
 from oodmon.records import Activations
+from oodmon.taps.collect import LastPass
 
 __all__ = ["Reading", "place_of", "reads_of"]
 
@@ -46,7 +46,7 @@ class Reading:
         self._model = model
         self._device = place_of(model)
         self._modes = [(module, module.training) for module in model.modules()]
-        self._seen = _Seen()
+        self._seen = LastPass()
         self._attached = tap.attach(model, reads, self._seen)
         self.found = self._attached.found
 
@@ -83,53 +83,20 @@ class Reading:
                 f"the model cannot be called with ({given}), which the data gives: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        return dataclasses.replace(self._seen.pass_of(batch), labels=batch.labels)
+        return dataclasses.replace(self._last_pass(batch), labels=batch.labels)
 
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    observed_at: int = 0
-
-
-class _Seen:
-    """An intake that keeps the last pass."""
-
-    def __init__(self) -> None:
-        self._last: Activations | None = None
-        self._why = ""
-
-    def admit(self, rows: int) -> Visit | None:
-        """Every pass is wanted."""
-        del rows
-        self._last, self._why = None, ""
-        return _Pass()
-
-    def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
-        """Keep it."""
-        del visit, tap_seconds
-        self._last, self._why = acts, remark
-
-    def fail(self, visit: Visit, rows: int, why: str) -> None:
-        """Remember why, for the message."""
-        del visit, rows
-        self._why = why
-
-    def room(self) -> bool:
-        """There is always room."""
-        return True
-
-    def pass_of(self, batch: Batch) -> Activations:
+    def _last_pass(self, batch: Batch) -> Activations:
         """What the tap saw of the batch that just went through."""
-        if self._last is None:
-            raise ContractError(f"the tap read nothing of a batch: {self._why or 'no pass ended'}")
-        if self._last.rows != batch.rows or (
-            batch.labels is not None and len(batch.labels) != self._last.rows
-        ):
+        acts = self._seen.acts
+        if acts is None:
+            why = self._seen.complaint or "no pass ended"
+            raise ContractError(f"the tap read nothing of a batch: {why}")
+        if acts.rows != batch.rows or (batch.labels is not None and len(batch.labels) != acts.rows):
             labels = "no" if batch.labels is None else str(len(batch.labels))
             raise ContractError(
-                f"a batch of {batch.rows} inputs and {labels} labels gave {self._last.rows} rows"
+                f"a batch of {batch.rows} inputs and {labels} labels gave {acts.rows} rows"
             )
-        return self._last
+        return acts
 
 
 def _shape(value: Any) -> str:

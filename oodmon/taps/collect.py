@@ -1,4 +1,4 @@
-"""A tap run to the end over given batches: how `oodmon fit` reads a reference through a model.
+"""A tap run to the end over given batches, for scripts that read a reference through a model.
 
 What a serving tap only counts is an error here, since nothing is served: a layer without a row per
 sample, an output without logits.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from oodmon.contracts import Reads, Tap, Visit
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 
-__all__ = ["collect"]
+__all__ = ["LastPass", "collect"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,27 +26,36 @@ class _Pass:
     observed_at: int = 0
 
 
-@dataclass
-class _Gather:
-    """An intake that keeps the last pass and its complaint."""
+@dataclass(slots=True)
+class LastPass:
+    """An intake that wants every pass and keeps the last.
 
-    taken: list[Activations] = field(default_factory=list)
+    Attributes:
+        acts: what was read of it; none where nothing was.
+        complaint: what could not be read, and why; "" where all was.
+    """
+
+    acts: Activations | None = None
     complaint: str = ""
 
     def admit(self, rows: int) -> Visit | None:
+        """Every pass is wanted."""
         del rows
+        self.acts, self.complaint = None, ""
         return _Pass()
 
     def take(self, visit: Visit, acts: Activations, tap_seconds: float, remark: str = "") -> None:
+        """Keep it."""
         del visit, tap_seconds
-        self.taken.append(acts)
-        self.complaint = remark
+        self.acts, self.complaint = acts, remark
 
     def fail(self, visit: Visit, rows: int, why: str) -> None:
+        """Remember why, for the message."""
         del visit, rows
         self.complaint = why or "the model returned nothing"
 
     def room(self) -> bool:
+        """There is always room."""
         return True
 
 
@@ -67,18 +76,17 @@ def collect(
         ContractError: naming layer, expected and found, where a batch could not be read.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    gather = _Gather()
-    attached = tap.attach(model, reads, gather)
+    last = LastPass()
+    attached = tap.attach(model, reads, last)
     try:
         for inputs, labels in batches:
-            gather.taken.clear()
-            gather.complaint = ""
+            last.acts, last.complaint = None, ""
             args, kwargs = _arguments(inputs, device)
             with torch.no_grad():
                 model(*args, **kwargs)
-            if gather.complaint or not gather.taken:
-                raise ContractError(gather.complaint or "the tap read nothing in a forward pass")
-            acts = gather.taken[-1]
+            acts = last.acts
+            if last.complaint or acts is None:
+                raise ContractError(last.complaint or "the tap read nothing in a forward pass")
             missing = [name for name in reads.layers if name not in acts.layers]
             if missing:
                 raise ContractError(
