@@ -29,7 +29,7 @@ Outcomes = list[tuple["Change", Mapping[str, "Outcome"]]]
     help="Samples in a base window; 0 derives it from --rate.",
 )
 @click.option("--rate", default=10.0, show_default=True, help="Samples per second.")
-@click.option("--seconds", default=20.0, show_default=True, help="To spend on simulating, about.")
+@click.option("--seconds", default=20.0, show_default=True, help="Of processor time, about.")
 @click.option("--seed", default=0, show_default=True, help="Of the simulation.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Write a figure (PNG or SVG) too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
@@ -83,7 +83,11 @@ def plan(
         promises = {
             name: test.promise(build.window_seconds(checked, test)) for name, test in tests.items()
         }
-        _tell(quiet, outcomes, promises, samples, span)
+        outlooks = {
+            name: sorted({test.outlook(one.reference()) for one in known.values()} - {""})
+            for name, test in tests.items()
+        }
+        _tell(quiet, outcomes, promises, outlooks, samples, span)
     if plot:
         _draw(Path(plot), quiet, outcomes, samples, span)
         click.echo(f"written to {plot}", err=as_json)
@@ -93,6 +97,7 @@ def _tell(
     quiet: Mapping[str, Quiet],
     outcomes: Outcomes,
     promises: Mapping[str, str],
+    outlooks: Mapping[str, Sequence[str]],
     samples: int,
     span: float,
 ) -> None:
@@ -105,6 +110,8 @@ def _tell(
         console.print(
             f"\n{name}: {promises[name] or 'nothing is promised'}", markup=False, soft_wrap=True
         )
+        for outlook in outlooks[name]:
+            console.print(f"  {outlook}", markup=False, soft_wrap=True)
         console.print(f"  without a change: {rest.alarms} alarms in {rest.windows:,} windows")
         table = Table("change", "delay", "windows", "missed", "best possible", "ratio", box=None)
         for change, found in outcomes:
@@ -162,6 +169,7 @@ def _draw(
     from oodmon.planning import best
 
     longest = max(rest.run_length for rest in quiet.values())
+    unit, length = ("days", 86400.0) if longest * span >= 2 * 86400.0 else ("hours", 3600.0)
     lengths = np.geomspace(10.0, max(10.0 * longest, 1e4), 60)
     figure, axes = plt.subplots(
         1, len(outcomes), figsize=(3.2 * len(outcomes), 3.8), sharey=True, squeeze=False
@@ -169,14 +177,17 @@ def _draw(
     for axis, (change, found) in zip(axes[0], outcomes, strict=True):
         yardstick = best(change)
         least = [max(yardstick.delay(at * samples) / samples, 1.0) * span for at in lengths]
-        axis.plot(lengths * span / 3600.0, least, "k--", lw=1, label="best possible")
+        axis.plot(lengths * span / length, least, "k--", lw=1, label="best possible")
         for place, (name, rest) in enumerate(quiet.items()):
             one = found[name]
+            at, color = rest.run_length * span / length, f"C{place}"
             if one.found > one.runs // 2:
-                hours, delay = rest.run_length * span / 3600.0, one.windows * span
-                axis.plot(hours, delay, "o", color=f"C{place}", label=name)
+                axis.plot(at, one.windows * span, "o", color=color, label=name)
+            else:
+                missed = f"{name}: missed for at least"
+                axis.plot(at, one.within * span, "^", color=color, mfc="none", label=missed)
         axis.set(xscale="log", yscale="log", title=change.name)
-        axis.set_xlabel("hours between false alarms")
+        axis.set_xlabel(f"{unit} between false alarms")
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("seconds to the alarm")
     _legend(figure, axes[0])
