@@ -54,6 +54,7 @@ agent:
     gram: {{type: gram}}
     duq: {{type: duq}}
     rnd: {{type: rnd}}
+    error: {{type: expected_error}}   # how often the model is wrong, as far as its own doubt tells
   states: states/
   feed: {{type: spool, path: spool/}}
 
@@ -179,20 +180,33 @@ def _daemon(config: Path) -> Iterator[None]:
         raise SystemExit(f"the daemon failed:\n{(OUT / 'daemon.log').read_text()[-3000:]}")
 
 
-def _traffic(phase: str) -> F4:
-    """The images of one phase, each once."""
+def _traffic(phase: str) -> tuple[F4, I8]:
+    """The images of one phase, each once, and their classes; -1 where the network has none."""
     shares = _digits()
     rng = np.random.default_rng(SEED + 1)
-    clean = rng.permutation(shares["serve"][0])
+    order = rng.permutation(len(shares["serve"][0]))
+    clean, truth = shares["serve"][0][order], shares["serve"][1][order]
     if phase == "clean":
-        return clean
+        return clean, truth
     if phase == "noisy":
         noise = rng.normal(0.0, 0.05, clean.shape).astype(np.float32)
-        return np.clip(clean + noise, 0.0, 1.0)[: len(clean) // 2]
+        half = len(clean) // 2
+        return np.clip(clean + noise, 0.0, 1.0)[:half], truth[:half]
     # Three new digits in five: the service still gets what it knows as well.
     novel = shares["novel"][0]
-    known = clean[: len(novel) * 2 // 3]
-    return rng.permutation(np.concatenate([novel, known]))
+    known = len(novel) * 2 // 3
+    order = rng.permutation(len(novel) + known)
+    images = np.concatenate([novel, clean[:known]])
+    classes = np.concatenate([np.full(len(novel), -1), truth[:known]])
+    return images[order], classes[order]
+
+
+def _accuracy(phase: str) -> float:
+    """What the daemon cannot know: the share of right answers in one phase."""
+    images, truth = _traffic(phase)
+    with torch.inference_mode():
+        answers = _model()(torch.from_numpy(images)).argmax(1).numpy()
+    return float((answers == truth).mean())
 
 
 class Progress:
@@ -259,7 +273,7 @@ def serve(progress: Progress, model: nn.Module, config: Path, live: Live | None)
         for line in agent.found:
             console.print(f"   tap: {line}", markup=False)
         for phase in PHASES:
-            images = torch.from_numpy(_traffic(phase))
+            images = torch.from_numpy(_traffic(phase)[0])
             np.save(OUT / f"{phase}.npy", images.numpy())
             progress.begin(phase)
             due = time.monotonic()
@@ -312,6 +326,13 @@ def conclude(progress: Progress, url: str) -> int:
                 f"{evidence['effect']:.0%} of the traffic changed"
             )
             console.print(f"        promise: {evidence['promise']}")
+            for row in evidence.get("accuracy", ()):
+                console.print(
+                    f"        does it matter: by the model's own doubt its accuracy fell from "
+                    f"{row['before']:.0%} to {row['now']:.0%} at that moment. In truth it is "
+                    f"{_accuracy(phase):.0%} in this phase: it is sure of what it never saw. An "
+                    "estimate is a reason to look; labels that come late tell (docs/alarms.md)"
+                )
     report = build_report(url, OUT / "report.html", thumbnails=thumbnails())
     for firing in progress.store.firings():
         console.print(f"trigger: `{firing['trigger_id']}` → {firing['outcome']}")

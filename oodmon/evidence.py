@@ -116,8 +116,8 @@ def _accuracy(row: Moved) -> str:
     since = f"± {error:.1%} in {row['samples']} samples since"
     if abs(now - before) <= error:
         return (
-            f"The estimated accuracy is {now:.1%} ({since}), {before:.1%} before: so far the "
-            "change does not seem to matter to the model."
+            f"The estimated accuracy is {now:.1%} ({since}), {before:.1%} before: no more than "
+            "chance explains. It does not see errors of which the model is sure."
         )
     way = "fell" if now < before else "rose"
     return f"The estimated accuracy {way} from {before:.1%} to {now:.1%} ({since})."

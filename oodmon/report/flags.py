@@ -19,8 +19,6 @@ SHOWN: Final = (0.0001, 0.001, 0.01, 0.05, 0.1)
 """Thresholds of the table, which needs no script."""
 _HIGHEST: Final = 0.5
 """Of the slider: above it half of what is ordinary would be flagged."""
-_START: Final = 0.01
-"""Where the slider stands first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +30,7 @@ class Flags:
         levels: thresholds of the tail probability, ascending.
         flagged: samples at or below each of them.
         doubtful: of these, in-distribution at most; all hold together (`oodmon.doubtful`).
-        start: place of the threshold to begin with.
+        start: place of the threshold at which the most samples are novel for certain.
     """
 
     detector: str
@@ -52,7 +50,7 @@ class Flags:
 def flags(
     rows: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]], since: int
 ) -> list[Flags]:
-    """By detector, from stored windows that count each sample once.
+    """The detector that tells the most first, from stored windows that count each sample once.
 
     Args:
         rows: of `windows`.
@@ -85,6 +83,7 @@ def flags(
             (BIN_EDGES[1:] * (min(sizes) + 1) >= 1.0) & (BIN_EDGES[1:] <= _HIGHEST)
         )
         levels = [float(f"{level:.3g}") for level in BIN_EDGES[1:][kept]]
+        certain = (np.cumsum(counts) - doubtful)[kept]
         found.append(
             Flags(
                 detector,
@@ -92,10 +91,10 @@ def flags(
                 levels,
                 np.cumsum(counts)[kept].tolist(),
                 doubtful[kept].tolist(),
-                _nearest(levels, _START),
+                int(np.argmax(certain)),
             )
         )
-    return found
+    return sorted(found, key=lambda one: one.doubtful[one.start] - one.flagged[one.start])
 
 
 def _nearest(levels: Sequence[float], level: float) -> int:

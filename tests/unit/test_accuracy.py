@@ -10,6 +10,7 @@ import pytest
 from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
 from oodmon.cells import Cells
+from oodmon.contexts import Context
 from oodmon.cli.replay import stored_windows
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
@@ -114,7 +115,7 @@ def test_ranks_within_a_class_leave_the_estimate_as_it_is() -> None:
     plain = _calibration()
     classes = np.arange(2_000) % 2
     made = Calibration.from_scores("error", "d", plain.scores, classes, EXPECTED_ERROR)
-    ranked = Cells(made).reference("m", "1").histogram("error")
+    ranked = Cells(made, Context(("predicted",))).reference("m", "1").histogram("error")
     assert ranked.accuracy == made.reference().histogram("error").accuracy
 
 
