@@ -126,6 +126,36 @@ def test_compose_mounts_what_exists() -> None:
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
 
 
+def test_every_image_takes_the_torch_of_the_constraints() -> None:
+    # Another one would be replaced by the next step's, from another index, with all of CUDA.
+    for file in CONTAINERS:
+        for step in re.findall(r"pip install [^\n]+", file.read_text()):
+            assert "-c constraints.txt" in step, f"{file.name}: {step}"
+
+
+def test_compose_says_whose_the_states_and_the_spool_are() -> None:
+    # Mode 0600 and 0700: whoever else owns them, the daemon cannot read them, and refuses to.
+    head = (DEPLOY / "compose.yaml").read_text().partition("services:")[0]
+    assert "chown -R 10001:10001 deploy/states deploy/spool" in head
+
+
+def test_the_sidecars_spool_is_not_the_volume_itself() -> None:
+    parts = list(yaml.safe_load_all((DEPLOY / "kubernetes" / "sidecar.yaml").read_text()))
+    (config,) = [part for part in parts if part["kind"] == "ConfigMap"]
+    (server,) = [part for part in parts if part["kind"] == "StatefulSet"]
+    pod = server["spec"]["template"]["spec"]
+    (mount,) = {
+        mount["mountPath"]
+        for container in pod["containers"]
+        for mount in container["volumeMounts"]
+        if mount["name"] == "spool"
+    }
+    path = yaml.safe_load(config["data"]["oodmon.yaml"])["daemon"]["feed"]["path"]
+    # With an fsGroup a volume has mode 2775, and at each start so has what is in it.
+    assert path.startswith(f"{mount}/")
+    assert pod["securityContext"]["fsGroupChangePolicy"] == "OnRootMismatch"
+
+
 def test_compose_holds_no_password() -> None:
     text = (DEPLOY / "compose.yaml").read_text()
     for line in text.splitlines():
@@ -316,4 +346,5 @@ def test_kubernetes_runs_the_daemon_locked_down() -> None:
     assert config.daemon is not None
     assert config.daemon.store.pipeline == "my-model-0"
     mounts = {mount["mountPath"] for mount in daemon["volumeMounts"]}
-    assert {config.daemon.feed.component.path, config.daemon.calibration.path} <= mounts
+    spool = Path(config.daemon.feed.component.path).parent
+    assert {str(spool), config.daemon.calibration.path} <= mounts
