@@ -70,20 +70,14 @@ class Judged(Tunable[Window]):
         """Judge one window by itself."""
         n, m = window.histogram(detector).scored, state.histogram(detector).scored
         found = self.judge(window, state, detector) if n and m else Verdict(0.0, 1.0, 1.0)
-        return state, DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return state, self.result(
+            window,
+            state,
+            detector,
             statistic=found.statistic,
             threshold=found.threshold,
             drifted=bool(n and m and found.statistic >= found.threshold),
             effect=found.statistic,
-            samples=n,
-            reference_samples=m,
             p_value=min(max(found.p_value, 0.0), 1.0),
         )
 

@@ -39,6 +39,36 @@ class Tunable(DriftTest[S]):
         Its `false_alarms` is "". A larger number never alarms sooner.
         """
 
+    @staticmethod
+    def result(
+        window: Window,
+        reference: Window,
+        detector: str,
+        *,
+        statistic: float,
+        threshold: float,
+        drifted: bool,
+        effect: float,
+        p_value: float | None = None,
+    ) -> DriftResult:
+        """The decision on this window; how many samples it rests on is counted here."""
+        return DriftResult(
+            window.model,
+            window.version,
+            "",
+            detector,
+            window.segment,
+            window.start,
+            window.end,
+            statistic,
+            threshold,
+            drifted,
+            effect,
+            window.histogram(detector).scored,
+            reference.histogram(detector).scored,
+            p_value,
+        )
+
     def check_promise(self) -> None:
         """`ContractError` where `false_alarms` cannot be read; for `__post_init__`."""
         if self.false_alarms:

@@ -16,8 +16,9 @@ from oodmon.contracts import Arrays, DriftTest, Paper
 from oodmon.errors import ContractError
 from oodmon.neighbours import Neighbours
 from oodmon.promises import Promise
-from oodmon.records import ALL, DriftResult, Histogram, Window
+from oodmon.records import DriftResult, Histogram, Window
 from oodmon.registry import drift
+from oodmon.together import LOG10_FLOOR, together
 
 __all__ = ["AccuracyLoss"]
 
@@ -25,8 +26,6 @@ _SECOND: Final = 1_000_000_000
 _MILLIONTHS: Final = 1e6
 _WORSE: Final = np.geomspace(0.004, 0.9, 16)
 """Alternatives: the error rate is so much of the way from what is tolerated to 1."""
-_LOG10_FLOOR: Final = -9.0
-"""Evidence below this is reported as this: it is as good as none."""
 _ROOM: Final = math.log(1024.0)
 """Log evidence of one stream beyond the alarm: so many streams may share the promise."""
 _SURELY: Final = 1.0 - 1e-6
@@ -211,7 +210,7 @@ class AccuracyLoss(DriftTest[_State]):
             window.segment,
             window.start,
             window.end,
-            max(state.log_mean / math.log(10.0), _LOG10_FLOOR),
+            max(state.log_mean / math.log(10.0), LOG10_FLOOR),
             limit / math.log(10.0),
             drifted=False,  # decided over all streams together, in `combine`
             effect=_loss(state),
@@ -236,33 +235,11 @@ class AccuracyLoss(DriftTest[_State]):
     ) -> Sequence[DriftResult]:
         """Decide on the mean evidence of the streams that have expected errors.
 
-        A stream that had no traffic keeps its evidence. By itself a stream is named as drifted
-        where it has the evidence for all of them.
+        A silent one keeps what it has; one without expected errors can never have any, and would
+        only take its share of the promise.
         """
-        if not results:
-            return results
-        judged = [result for result in (*results, *others) if result.reference_samples]
-        evidence = np.array([result.statistic for result in judged])
-        threshold = results[0].threshold
-        mean, bar, worst = _LOG10_FLOOR, math.inf, results[0]
-        if len(judged):
-            mean = float(np.logaddexp.reduce(evidence * math.log(10.0))) / math.log(10.0)
-            mean -= math.log10(len(judged))
-            bar = threshold + math.log10(len(judged))
-            worst = max(judged, key=lambda result: result.statistic)
-        named = [replace(result, drifted=bool(result.statistic >= bar)) for result in results]
-        overall = replace(
-            results[0],
-            detector=ALL,
-            segment=ALL,
-            statistic=mean,
-            drifted=bool(len(judged)) and mean >= threshold,
-            effect=worst.effect,
-            since=worst.since,
-            samples=max(result.samples for result in results),
-            reference_samples=worst.reference_samples,
-        )
-        return [*named, overall]
+        judging = [result for result in (*results, *others) if result.reference_samples]
+        return together(results, judging)
 
     # --- storage ----------------------------------------------------------------------------
 

@@ -123,20 +123,14 @@ class Adwin(Tunable[_State]):
             series, river = state.series.feed(stands.value)
             drifted = river.drift_detected
             statistic = float(max(width + 1 - river.width, 1)) if drifted else 0.0
-        return _State(state.reference, series), DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return _State(state.reference, series), self.result(
+            window,
+            state.reference,
+            detector,
             statistic=statistic,
             threshold=1.0,
             drifted=drifted,
             effect=0.0 if stands is None else stands.effect,
-            samples=seen.scored,
-            reference_samples=known.scored,
         )
 
     def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:

@@ -19,8 +19,9 @@ from oodmon.contracts import Arrays, DriftTest, Paper
 from oodmon.errors import ContractError
 from oodmon.neighbours import Neighbours
 from oodmon.promises import Promise
-from oodmon.records import ALL, BIN_EDGES, DriftResult, Window
+from oodmon.records import BIN_EDGES, DriftResult, Window
 from oodmon.registry import drift
+from oodmon.together import LOG10_FLOOR, together
 from oodmon.wealth import Wealth
 
 __all__ = ["Budget"]
@@ -28,8 +29,6 @@ __all__ = ["Budget"]
 _SECOND: Final = 1_000_000_000
 _LN10: Final = math.log(10.0)
 _RANKS: Final = ("auto", "sequential", "frozen")
-_LOG10_FLOOR: Final = -9.0
-"""Evidence below this is reported as this: it is as good as none."""
 _RISK: Final = 0.05
 """That the share of changed traffic is less than what the alert says it is at least."""
 _BANDS: Final = (10, 19, 28, 32, 37, 46, 55)
@@ -197,7 +196,7 @@ class Budget(DriftTest[Wealth]):
                     ],
                 )
                 after = many.split()
-            told = (np.maximum(many.log_mean / _LN10, _LOG10_FLOOR), many.effect, many.onset)
+            told = (np.maximum(many.log_mean / _LN10, LOG10_FLOOR), many.effect, many.onset)
             for row, state, statistic, effect, since in zip(
                 rows, after, *(column.tolist() for column in told), strict=True
             ):
@@ -267,42 +266,8 @@ class Budget(DriftTest[Wealth]):
     def combine(
         self, results: Sequence[DriftResult], others: Sequence[DriftResult] = ()
     ) -> Sequence[DriftResult]:
-        """Decide on the mean evidence of all streams; name the streams by e-d-BH.
-
-        A stream that had no traffic keeps its evidence. The mean of e-detectors is one whatever
-        their dependence. Which streams: the k of D streams with the most evidence, k the largest
-        for which the k-th has at least A D / k (Dandapanthula and Ramdas, arXiv 2501.04130).
-        """
-        if not results:
-            return results
-        everything = [*results, *others]
-        evidence = np.array([result.statistic for result in everything])
-        threshold = results[0].threshold
-        mean = float(np.logaddexp.reduce(evidence * _LN10)) / _LN10
-        mean -= math.log10(len(everything))
-        ordered = np.sort(evidence)[::-1]
-        streams = len(ordered)
-        bars = threshold + np.log10(streams / np.arange(1, streams + 1))
-        reached = np.flatnonzero(ordered >= bars)
-        bar = ordered[reached[-1]] if len(reached) else math.inf
-        named = [
-            replace(result, drifted=True) if result.statistic >= bar else result
-            for result in results
-        ]
-        first = results[0]
-        worst = max(everything, key=lambda result: result.statistic)
-        overall = replace(
-            first,
-            detector=ALL,
-            segment=ALL,
-            statistic=mean,
-            drifted=mean >= threshold,
-            effect=worst.effect,
-            since=worst.since,
-            samples=max(result.samples for result in results),
-            reference_samples=worst.reference_samples,
-        )
-        return [*named, overall]
+        """Decide on the mean evidence of all streams; a silent one keeps what it has."""
+        return together(results, [*results, *others])
 
     # --- storage ----------------------------------------------------------------------------
 

@@ -115,20 +115,14 @@ class Ddm(Tunable[_State]):
                 statistic = (share + now - (least - error)) / error
                 drifted = statistic >= self.deviations
         kept = np.array([samples, exceedances, least, error])
-        return _State(state.reference, np.zeros(4) if drifted else kept), DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return _State(state.reference, np.zeros(4) if drifted else kept), self.result(
+            window,
+            state.reference,
+            detector,
             statistic=statistic,
             threshold=self.deviations,
             drifted=drifted,
             effect=effect,
-            samples=seen.scored,
-            reference_samples=known.scored,
         )
 
     def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:

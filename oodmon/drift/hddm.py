@@ -138,20 +138,14 @@ class Hddm(Tunable[_State]):
                 found = min(2.0 * excess / math.log(10.0), _STRONGEST)
                 drifted = found >= -math.log10(self.alpha)
         values = np.array([mean, spread, cut, cut_spread, late, late_spread])
-        return _State(state.reference, np.zeros(6) if drifted else values), DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return _State(state.reference, np.zeros(6) if drifted else values), self.result(
+            window,
+            state.reference,
+            detector,
             statistic=found,
             threshold=-math.log10(self.alpha),
             drifted=drifted,
             effect=effect,
-            samples=n,
-            reference_samples=known.scored,
         )
 
     def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:

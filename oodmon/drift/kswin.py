@@ -135,20 +135,14 @@ class Kswin(Tunable[_State]):
             # Until its memory is full, river leaves the p-value at 0.
             if drifted or len(series.values) >= self.memory_windows:
                 p_value = min(max(float(river.p_value), SMALLEST_P), 1.0)
-        return _State(state.reference, series), DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return _State(state.reference, series), self.result(
+            window,
+            state.reference,
+            detector,
             statistic=-math.log10(p_value) + 0.0,
             threshold=-math.log10(self._alpha),
             drifted=drifted,
             effect=0.0 if stands is None else stands.effect,
-            samples=seen.scored,
-            reference_samples=known.scored,
             p_value=p_value,
         )
 

@@ -136,20 +136,14 @@ class PageHinkley(Tunable[_State]):
                     river._sum_increase - river._min_increase,
                     river._max_decrease - river._sum_decrease,
                 )
-        return _State(state.reference, series), DriftResult(
-            model=window.model,
-            version=window.version,
-            test="",
-            detector=detector,
-            segment=window.segment,
-            start=window.start,
-            end=window.end,
+        return _State(state.reference, series), self.result(
+            window,
+            state.reference,
+            detector,
             statistic=float(statistic),
             threshold=_threshold(self.run_length_windows),
             drifted=drifted,
             effect=0.0 if stands is None else stands.effect,
-            samples=seen.scored,
-            reference_samples=known.scored,
         )
 
     def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:
