@@ -74,6 +74,8 @@ def _frouros(name: str, **options: Any) -> Build:
         detector = getattr(frouros, name)(config=config)
         for value in reference.tolist():
             detector.update(value=value + lift)
+            if detector.drift:
+                detector.reset()  # it does not go on by itself, as the others do
         return detector
 
     def step(detector: Any, value: float) -> bool:

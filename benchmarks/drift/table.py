@@ -15,7 +15,7 @@ from benchmarks.drift.best import best
 from benchmarks.drift.streams import Pools, Stream
 from benchmarks.drift.worker import Cell, Plan
 
-__all__ = ["Row", "plot", "plot_drifting", "rows", "save", "show", "show_drifting"]
+__all__ = ["Row", "plot", "plot_drifting", "rows", "save", "show", "show_drifting", "slug"]
 
 BUDGET: Final = "oodmon budget"
 
@@ -237,7 +237,7 @@ def plot(table: Sequence[Row], folder: Path) -> list[Path]:
         figure.legend(handles=list(handles.values()), loc="lower center", ncols=4, fontsize=7)
         height = 3.6 * lines + 1.2
         figure.tight_layout(rect=(0, (0.2 + 0.16 * -(-len(handles) // 4)) / height, 1, 1))
-        path = folder / f"drift-{_slug(stream)}.png"
+        path = folder / f"drift-{slug(stream)}.png"
         figure.savefig(path, dpi=90)
         plt.close(figure)
         made.append(path)
@@ -281,5 +281,6 @@ def plot_drifting(alarms: Mapping[str, Mapping[str, Sequence[int]]], folder: Pat
     return [path]
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """As a part of a file name."""
     return "".join(c if c.isalnum() else "-" for c in name.lower()).replace("--", "-")
