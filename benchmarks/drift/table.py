@@ -18,6 +18,15 @@ from benchmarks.drift.worker import Cell, Plan
 __all__ = ["Row", "plot", "plot_drifting", "rows", "save", "show", "show_drifting", "slug"]
 
 BUDGET: Final = "oodmon budget"
+MARKERS: Final = {
+    "oodmon": "*",
+    "river": "o",
+    "frouros": "s",
+    "menelaus": "D",
+    "nonconform": "v",
+    "alibi-detect": "P",
+}
+"""By the first word of the name; all others are crosses."""
 
 
 @dataclass(frozen=True)
@@ -213,13 +222,13 @@ def plot(table: Sequence[Row], folder: Path) -> list[Path]:
             for row in mine:
                 if row.found <= row.missed:
                     continue  # a mean over a minority of the runs would flatter it
-                own = row.contender.startswith("oodmon")
+                library = row.contender.split()[0]
                 axis.errorbar(
                     row.run_length,
                     row.delay,
                     row.error,
-                    fmt="*" if own else "o",
-                    ms=11 if own else 5,
+                    fmt=MARKERS.get(library, "X"),
+                    ms=11 if library == "oodmon" else 5,
                     color=colors[row.contender],
                     label=row.contender,
                 )
