@@ -43,11 +43,14 @@ def peers(
         "entropy": module.Entropy(None),
         "gen": module.GEN(None, M=min(100, len(weight))),
         "kl_matching": module.KLMatching(None).fit_logits(logits, labels),
-        "openmax": module.OpenMax(None, tailsize=20, alpha=10).fit_logits(logits, labels),
         "temperature_scaling": module.TemperatureScaling(None),
     }
     with torch.inference_mode(mode=False), torch.enable_grad():
         of_logits["temperature_scaling"].fit_logits(logits.clone(), labels)
+    openmax = module.OpenMax(None, tailsize=20, alpha=10).fit_logits(logits, labels)
+    # it takes the distance from a class that no row of a batch is given to as 0
+    given = logits.argmax(dim=1)
+    one_each = torch.stack([logits[given == label][0] for label in sorted(set(given.tolist()))])
     gradient = module.GradNorm(linear, param_filter=lambda name: name == "weight")
     distance = module.fDBD(None, linear)
     distance._precompute_denom_matrix()
@@ -81,6 +84,11 @@ def peers(
     def on_features(judge: Any) -> Score:
         return lambda acts: judge.predict_features(acts.layer(layer))
 
+    def by_openmax(acts: Activations) -> Tensor:
+        rows = torch.cat([one_each, acts.require_logits()])
+        found: Tensor = openmax.predict_logits(rows)[len(one_each) :]
+        return found
+
     def by_gradient(acts: Activations) -> Tensor:
         with torch.inference_mode(mode=False), torch.enable_grad():
             found: Tensor = gradient.predict(acts.layer(layer).clone()).detach()
@@ -94,4 +102,5 @@ def peers(
         **{name: on_features(judge) for name, judge in of_features.items()},
         **{name: on_maps(judge) for name, judge in of_maps.items()},
         "gradnorm": by_gradient,
+        "openmax": by_openmax,
     }

@@ -61,7 +61,6 @@ ON_STAGES: dict[str, dict[str, Any]] = {
 # A head that these networks were not trained with, and outliers that nobody has labelled.
 NEEDS_MORE = frozenset(("generalized_odin", "deep_sad"))
 OTHER_FORMULA = {
-    "openmax": "theirs fits wrong answers too, by a search that does not converge",
     "gen": "theirs clamps probabilities at 1e-7, which ranks confident samples another way",
     "vra": "theirs raises small activations to the lower quantile, the paper's sets them to zero",
 }
