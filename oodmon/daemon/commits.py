@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ __all__ = ["Commits"]
 _log = logging.getLogger(__name__)
 
 _SECOND = 1_000_000_000
+_LONGEST_REST = 1.0
+"""Seconds."""
 
 
 class Commits:
@@ -57,6 +60,16 @@ class Commits:
         self._clock = clock
         self._monotonic = monotonic
         self._told = ""
+        self._rest_until = -math.inf
+
+    @property
+    def rested(self) -> bool:
+        """Whether as much time has passed since the last commit as it took, or a second.
+
+        Ten thousand streams have thirty megabytes of state, written whole each time: without this
+        committing would take all the time that there is. What waits is told in one group.
+        """
+        return self._monotonic() >= self._rest_until
 
     def commit(self, intake: Intake, routes: Routes, reader: Reader) -> bool:
         """Commit the open group; False where the daemon is to end before the store takes it.
@@ -72,7 +85,9 @@ class Commits:
         began = self._monotonic()
         state = intake.pipeline.freeze()
         outbox = _routed(group.facts, routes)
+        prepared = self._monotonic() - began
         while True:
+            tried = self._monotonic()
             try:
                 self._store.append(
                     group.facts,
@@ -97,7 +112,10 @@ class Commits:
         self._health.mend("store")
         self._metrics.put("oodmon_store_up", 1)
         intake.committed(state)
-        took = self._monotonic() - began
+        done = self._monotonic()
+        took = done - began
+        # Not what was waited for a store that was away.
+        self._rest_until = done + min(prepared + done - tried, _LONGEST_REST)
         self._metrics.observe("oodmon_processing_duration_seconds", took, stage="commit")
         try:
             reader.settle(group.positions)

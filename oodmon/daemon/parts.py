@@ -22,7 +22,8 @@ class Pace:
 
     Args:
         group_batches: commit at least every so many batches.
-        group_seconds: commit at least so often while batches come.
+        group_seconds: commit at least so often while batches come; after a commit that took longer,
+            as long as that one took, up to a second more.
         poll_seconds: how long one poll of the feed waits; the longest time to notice a signal.
         advance_seconds: while the feed is drained, look for windows to close so often.
         sample_seconds: read the depths of the outbox so often.

@@ -280,11 +280,9 @@ class Service:
 
     def _due(self, *, drained: bool) -> bool:
         group = self._intake.group
-        return bool(group) and (
-            drained
-            or group.batches >= self._pace.group_batches
-            or self._monotonic() - self._group_since >= self._pace.group_seconds
-        )
+        full = drained or group.batches >= self._pace.group_batches
+        late = self._monotonic() - self._group_since >= self._pace.group_seconds
+        return bool(group) and (full or late) and self._commits.rested
 
     def _commit(self) -> bool:
         reader = self._reader
