@@ -6,19 +6,20 @@ The data is made by `samples`; every check takes a detector whose layers are nam
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
-import tempfile
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import torch
-import yaml
 from torch import Tensor
 
+from oodmon.checks.detectors.learning import (
+    check_foreign_state_is_refused,
+    check_same_reference_same_state,
+    check_save_and_load,
+)
 from oodmon.checks.detectors.model import members
 from oodmon.checks.detectors.probing import (
     check_no_global_generator_is_touched,
@@ -32,23 +33,25 @@ from oodmon.checks.detectors.samples import (
     extremes,
     joined,
     learnt,
-    reference,
     rows,
     samples,
     strided,
     tensors,
 )
+from oodmon.checks.detectors.telling import (
+    check_cost_and_paper_are_told,
+    check_docstring_block,
+    check_options_survive_yaml,
+    check_what_is_missing_is_named,
+)
 from oodmon.contracts import Detector
-from oodmon.detectors.scorer import Scorer
-from oodmon.errors import ContractError, OodmonError, StateError
+from oodmon.errors import OodmonError
 from oodmon.evaluate import auroc
-from oodmon.records import Activations
 
 __all__ = ["CHECKS", "cases"]
 
 _SEPARATED: Final = 0.95  # AUROC that any detector reaches on blobs this far apart
 _DRAWS: Final = 30  # batches after which nothing may have been kept
-_BLOCK: Final = ("Reads", "Learns", "Score", "Reference")
 
 
 def cases(cls: type[Detector]) -> list[Detector]:
@@ -161,17 +164,6 @@ def check_higher_is_more_ood(detector: Detector) -> None:
     )
 
 
-def check_same_reference_same_state(detector: Detector) -> None:
-    """Learning twice gives one state, bit for bit, whatever global generators do."""
-    first = Scorer.learn(detector, reference(detector))
-    torch.rand(3)
-    second = Scorer.learn(detector, reference(detector))
-    assert set(first.state) == set(second.state), "two runs learnt different tensors"
-    for name, tensor in first.state.items():
-        assert torch.equal(tensor, second.state[name]), f"two runs learnt different {name!r}"
-    assert first.digest == second.digest, "two runs have different digests"
-
-
 def check_same_answer_twice(detector: Detector) -> None:
     """Scoring has no memory and no dice."""
     scorer, acts = learnt(detector), samples(detector, 24)
@@ -192,86 +184,12 @@ def check_threads_do_not_mix(detector: Detector) -> None:
         close(other, one, f"batch {number} in two threads, and alone")
 
 
-def check_save_and_load(detector: Detector) -> None:
-    """What is loaded is what was saved: options, state, digest and scores, bit for bit."""
-    scorer, acts = learnt(detector), samples(detector, 24)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scorer.safetensors"
-        try:
-            scorer.save(path)
-            loaded = Scorer.load(path)
-        except (OodmonError, RuntimeError, TypeError) as error:
-            raise AssertionError(f"what was learnt cannot be stored: {error}") from error
-    assert loaded.detector == scorer.detector, f"{loaded.detector} is not {scorer.detector}"
-    assert loaded.digest == scorer.digest, "the digest changed on the way through a file"
-    assert torch.equal(loaded.score(acts), scorer.score(each(acts, Tensor.clone))), (
-        "a loaded scorer scores differently"
-    )
-
-
 def check_any_memory_layout(detector: Detector) -> None:
     """Strided, expanded and channels-last tensors score as contiguous ones do."""
     scorer, acts = learnt(detector), samples(detector, 24)
     whole = scorer.score(acts)
     close(scorer.score(each(acts, strided)), whole, "strided, and contiguous")
     close(scorer.score(each(acts, channels_last)), whole, "channels-last, and contiguous")
-
-
-def check_what_is_missing_is_named(detector: Detector) -> None:
-    """A layer, logits or inputs that it needs and that were not tapped are a `ContractError`."""
-    scorer, acts = learnt(detector), samples(detector, 4)
-    reads, whole = scorer.reads(), scorer.score(each(acts, Tensor.clone))
-    for layer in reads.layers:
-        others = {name: tensor for name, tensor in acts.layers.items() if name != layer}
-        _names(scorer, dataclasses.replace(acts, layers=others), layer, whole)
-    if reads.logits and acts.layers:
-        _names(scorer, dataclasses.replace(acts, logits=None), "logits", whole)
-    if reads.inputs:
-        _names(scorer, dataclasses.replace(acts, inputs=None), "inputs", whole)
-    if reads.model:
-        _names(scorer, dataclasses.replace(acts, probe=None), "model", whole)
-
-
-def check_foreign_state_is_refused(detector: Detector) -> None:
-    """A state that lacks a tensor is a `StateError` when the scorer is made, not a wrong score."""
-    state = learnt(detector).state
-    for name in state:
-        rest = {other: tensor for other, tensor in state.items() if other != name}
-        try:
-            Scorer(detector, rest)
-        except StateError:
-            continue
-        raise AssertionError(f"a state without {name!r} was taken; `check` must refuse it")
-
-
-def check_options_survive_yaml(detector: Detector) -> None:
-    """Options are scalars, strings and tuples: through YAML they come back equal."""
-    fields = dataclasses.fields(detector)  # type: ignore[arg-type]  # detectors are dataclasses
-    options = {field.name: getattr(detector, field.name) for field in fields}
-    try:
-        back = yaml.safe_load(yaml.safe_dump({k: _plain(v) for k, v in options.items()}))
-    except yaml.YAMLError as error:
-        raise AssertionError(f"options {options} are not plain YAML: {error}") from error
-    again = type(detector)(**{k: tuple(v) if isinstance(v, list) else v for k, v in back.items()})
-    assert again == detector, f"{detector} came back from YAML as {again}"
-
-
-def check_docstring_block(detector: Detector) -> None:
-    """The docstring says what it reads, learns, scores, and where it comes from."""
-    lines = (inspect.cleandoc(type(detector).__doc__ or "")).splitlines()
-    missing = [word for word in _BLOCK if not any(line.startswith(word) for line in lines)]
-    assert not missing, f"the docstring of {type(detector).__name__} has no line for {missing}"
-
-
-def check_cost_and_paper_are_told(detector: Detector) -> None:
-    """The class says what it costs, and its paper, or in the Reference line that there is none."""
-    cls = type(detector)
-    assert cls.cost, f"{cls.__name__}.cost is empty: what is its cost per sample, in C, D, N or HW?"
-    lines = inspect.cleandoc(cls.__doc__ or "").splitlines()
-    none = any(line.startswith("Reference") and "no paper" in line for line in lines)
-    assert (cls.paper is None) == none, (
-        f"{cls.__name__} has {'a' if cls.paper else 'no'} paper; its Reference line says otherwise"
-    )
 
 
 def check_nothing_is_kept(detector: Detector) -> None:
@@ -310,21 +228,6 @@ def check_nothing_waits_for_the_device(detector: Detector) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         close(there.cpu(), scorer.score(acts), "on CUDA, and on the CPU", tolerance=1e-2)
-
-
-def _names(scorer: Scorer, acts: Activations, what: str, whole: Tensor) -> None:
-    """What is only read while learning may be missing; then the scores are the same."""
-    try:
-        found = scorer.score(acts)
-    except ContractError as error:
-        if what not in str(error):
-            raise AssertionError(f"{what} is missing, and the error hides it: {error}") from error
-    else:
-        close(found, whole, f"without {what}, and with it")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_gradient(tensor: Tensor) -> Tensor:
