@@ -11,6 +11,7 @@ from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.daemon.parts import Parts
 from oodmon.daemon.truth import STEPS, Truth
+from oodmon.labelling import LABELS
 from oodmon.records import Event, Fact
 from oodmon.store.events import Store
 from oodmon.store.outcomes import Outcome
@@ -92,6 +93,7 @@ class Late:
             made.extend(facts)
             return after, facts, [pair for fact in facts for pair in parts.routes(fact)]
 
+        self._metrics.put("oodmon_promise_info", 1, test=LABELS, promise=truth.promise)
         self._store.judge_labels(newest, truth.model, truth.version, judge, STEPS)
         self._observer.facts(made)
         self._couriers.wake({receiver for fact in made for receiver, _ in parts.routes(fact)})

@@ -94,7 +94,11 @@ class Commits:
         with self._database.read() as connection:
             found = connection.execute(query).one_or_none()
             rows = connection.execute(select(places).where(places.c.pipeline == self._pipeline))
-            positions = {row.partition: row.position for row in rows}
+            positions = {
+                row.partition: row.position
+                for row in rows
+                if not row.partition.startswith(tables.LABEL_POSITIONS)
+            }
         self._revision = 0 if found is None else found.revision
         self._appended = False
         if found is None:

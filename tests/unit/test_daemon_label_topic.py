@@ -122,6 +122,9 @@ def test_labels_come_once_in_order_and_bad_messages_are_named(site: Site, kafka:
     # The place is in the database, beside the feed's, which upkeep does not take for a lost one.
     assert site.store.label_positions() == {f"{topic}/0": "6"}
     assert site.store.forget_positions(["spool/a"]) == 0
+    snapshot = site.store.load()
+    assert snapshot is not None
+    assert snapshot.positions == {"spool/a": "7"}
     site.store.join_labels(EPOCH)
     site.restart()
     _send(kafka, topic, _said(s4=2))
