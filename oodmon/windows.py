@@ -203,8 +203,9 @@ class Windows:
                 parts += held.values()
         # All in few arrays: of many segments and detectors, names would outweigh numbers.
         parts.append(Histogram.empty())
+        counts = np.stack([part.counts for part in parts])
         arrays = {
-            "windows/counts": np.stack([part.counts for part in parts]),
+            "windows/counts": counts.astype(np.min_scalar_type(int(counts.max(initial=0)))),
             "windows/sums": np.array([[*_sums(part), len(part.keys)] for part in parts], np.int64),
             "windows/keys": np.concatenate([part.keys for part in parts]),
             "windows/sample": np.concatenate([part.sample for part in parts]),

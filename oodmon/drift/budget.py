@@ -311,5 +311,5 @@ class Budget(DriftTest[Wealth]):
 
 
 def _short(counts: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """In half the bytes, where they hold it."""
-    return counts.astype(np.uint32) if counts.max(initial=0) < 1 << 32 else counts
+    """In the fewest bytes that hold them."""
+    return counts.astype(np.min_scalar_type(int(counts.max(initial=0))))
