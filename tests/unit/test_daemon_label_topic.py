@@ -168,6 +168,7 @@ def test_what_was_read_and_not_stored_comes_again(
     eventually(lambda: site.taken("accepted") == 14)
 
 
+@pytest.mark.slow
 def test_a_broker_that_is_away_stops_nobody(site: Site, kafka: Broker) -> None:
     topic = site.topic.topic
     _send(kafka, topic, _said(s1=1))

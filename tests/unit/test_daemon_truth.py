@@ -168,9 +168,9 @@ def test_labels_evidence_and_alert_are_one_transaction(
     metrics = Metrics()
     late = _late(store, metrics, _truth())
     rng = np.random.default_rng(3)
-    _answered(store, 0, 600)
-    for step in range(12):
-        wrong = rng.random(50) < (0.1 if step < 6 else 0.5)
+    _answered(store, 0, 400)
+    for step in range(8):
+        wrong = rng.random(50) < (0.1 if step < 4 else 0.6)
         names = range(50 * step, 50 * step + 50)
         store.add_labels({f"s{n}": int(not lost) for n, lost in zip(names, wrong, strict=True)})
         before = [_rows(store_url, name) for name in ("label_evidence", "labels", "outbox")]
@@ -184,7 +184,7 @@ def test_labels_evidence_and_alert_are_one_transaction(
         assert not _rows(store_url, "labels")
     (alert,) = store.alerts()
     assert (alert["rule"], alert["test"], alert["status"]) == ("worse", LABELS, "firing")
-    assert len(store.drift_results(test=LABELS)) == 2 * 12
+    assert len(store.drift_results(test=LABELS)) == 2 * 8
     assert len(_rows(store_url, "outbox")) == 1
     told = {"model": "m", "model_version": "1", "rule": "worse", "severity": "critical"}
     assert metrics.value("oodmon_alert_firing", **told) == 1
@@ -192,7 +192,7 @@ def test_labels_evidence_and_alert_are_one_transaction(
     assert metrics.value("oodmon_drift_active", **stream) == 1
     # The same labels once more, and corrected ones: nobody is judged twice.
     state = _rows(store_url, "label_evidence")
-    store.add_labels({f"s{n}": 7 for n in range(600)})
+    store.add_labels({f"s{n}": 7 for n in range(400)})
     late.round()
     assert _rows(store_url, "label_evidence") == state
     assert not _rows(store_url, "labels")
