@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from oodmon.contracts import Detector, Reference, State
 from oodmon.detectors.features import given_head
+from oodmon.detectors.odds import log_partition_of
 from oodmon.errors import ContractError
 
 __all__ = ["HEAD", "energy", "head_of", "places", "pooled", "rowwise"]
@@ -62,14 +64,20 @@ def pooled(values: Tensor) -> Tensor:
     if count == 1:
         return values.squeeze(2)
     # a product with a vector reads memory once; a mean over so few values does not
-    return values @ values.new_full((count,), 1.0 / count)
+    return values @ _evenly(count, values.dtype, values.device)
+
+
+@functools.lru_cache(maxsize=16)
+def _evenly(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(mode=False):
+        return torch.full((count,), 1.0 / count, dtype=dtype, device=device)
 
 
 def rowwise(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """`change` on a cache's worth of rows at a time, (b, …) → (b, …), where there are many."""
-    size = max(1, _AT_ONCE // max(1, values[:1].numel()))
-    if values.device.type != "cpu" or len(values) <= size:
+    if not values.is_cpu or values.numel() <= _AT_ONCE:
         return change(values)
+    size = max(1, _AT_ONCE * len(values) // values.numel())
     parts = [change(values[start : start + size]) for start in range(0, len(values), size)]
     return torch.cat(parts)
 
@@ -77,6 +85,6 @@ def rowwise(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
 def energy(features: Tensor, state: State, factor: Tensor | None = None) -> Tensor:
     """-log sum exp of the head's logits, (B,), for features (B, D) times a factor (B, 1)."""
     weight, bias = state["weight"], state["bias"]
-    if factor is None:
-        return functional.linear(features, weight, bias).logsumexp(dim=1).neg_()
-    return (features @ weight.T).mul_(factor).add_(bias).logsumexp(dim=1).neg_()
+    rows = features if factor is None else features * factor
+    logits = functional.linear(rows, weight, bias)
+    return log_partition_of(logits).neg_()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.logits import two_sided
+from oodmon.detectors.odds import answer, shares, two_sided
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -83,8 +83,5 @@ class KLMatching(Detector):
             raise ContractError(
                 f"kl_matching: learnt with {typical.shape[1]} classes, found {logits.shape[1]}"
             )
-        log_p = logits.log_softmax(dim=1)
-        p = log_p.exp()
-        # where p underflows its log may be -inf; 0 log 0 is 0
-        own = log_p.clamp_(min=torch.finfo(p.dtype).min).mul_(p).sum(dim=1)
-        return own - (p @ typical.T).amax(dim=1)
+        p = shares(logits)
+        return (p @ typical.T).amax(dim=1).add_(answer(acts).entropy()).neg_()

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Literal
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Stability, State
-from oodmon.detectors.odds import answer, predicted, two_sided
+from oodmon.detectors.odds import answer, predicted, shares, two_sided
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -29,10 +29,6 @@ __all__ = [
     "predicted",
     "two_sided",
 ]
-
-_FEW: Final = 64
-"""Below so many classes the fused softmax is several times as fast across the rows as along
-them, on a CPU."""
 
 
 def confidence(acts: Activations) -> Tensor:
@@ -103,9 +99,7 @@ class MSP(Detector):
             logits = two_sided(acts)
             if self.temperature != 1.0:
                 logits = logits / self.temperature
-            few = logits.shape[1] < _FEW and len(logits) > 1
-            shares = logits.T.softmax(dim=0).T if few else logits.softmax(dim=1)
-            return shares.amax(dim=1).neg_()
+            return shares(logits).amax(dim=1).neg_()
         return answer(acts, self.temperature).log_wrong()
 
 

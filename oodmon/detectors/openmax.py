@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.odds import answer_of, two_sided
+from oodmon.detectors.odds import log_partition_of, two_sided
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -146,7 +146,7 @@ class OpenMax(Detector):
         # a class that is ruled out by a logit of -inf has nothing to give
         taken = torch.where(top == -torch.inf, 0.0, top * weight.mul_(rank))
         revised = whole.scatter(1, label, top - taken)
-        return taken.sum(dim=1) - answer_of(revised).log_partition()
+        return taken.sum(dim=1) - log_partition_of(revised)
 
     def _from_means(self, logits: Tensor, mean: Tensor, label: Tensor) -> Tensor:
         """Distance (B, A) of each row from the means of its classes (B, A)."""

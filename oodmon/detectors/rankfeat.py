@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +24,9 @@ __all__ = ["RankFeat", "leading"]
 _SQUARINGS: Final = 12
 """The Gram matrix to the power 2^12: a second singular value of 0.999 of the first leaves
 0.999^8192 < 0.1 % of itself, and of 0.99 nothing."""
+
+_DECOMPOSED: Final = 64
+"""Up to so many rows the Gram matrix is decomposed on a CPU, which is a few calls less."""
 
 _LEAST: Final = 1e-30
 """What is divided by is at least this: nothing is left of zeros but zeros."""
@@ -39,10 +44,10 @@ class RankFeat(Detector):
     Reference  Song, Sebe and Wang, NeurIPS 2022, section 3.1
 
     The component of a strange sample is too large; without it the model is unsure of it. The
-    singular vector comes from repeated squaring of the smaller Gram matrix, in float32, and agrees
-    with an SVD unless the two largest singular values are equal within a thousandth; then it is not
-    defined either. What is left of the map changes with the head's input only: the paper's second
-    position, one block earlier, would need part of the model again.
+    singular vector is the smaller Gram matrix's, in float32 (by repeated squaring on a GPU and of
+    large ones), and agrees with an SVD unless the two largest singular values are equal within a
+    thousandth; then it is not defined either. What is left of the map changes with the head's input
+    only: the paper's second position, one block earlier, would need part of the model again.
     Trap: a vector has one component, and nothing is left of it.
     """
 
@@ -106,6 +111,25 @@ def leading(matrices: Tensor) -> Tensor:
     """First left singular vector (B, D) of each matrix (B, D, P), of length 1; zeros of zeros."""
     wide = matrices.shape[1] <= matrices.shape[2]
     gram = matrices @ matrices.mT if wide else matrices.mT @ matrices
+    if _decomposes(gram):
+        vector = torch.linalg.eigh(gram).eigenvectors[:, :, -1:]
+    else:
+        vector = _by_squaring(gram)
+    vector = functional.normalize(gram @ vector, dim=1, eps=_LEAST)
+    if not wide:
+        vector = functional.normalize(matrices @ vector, dim=1, eps=_LEAST)
+    return vector.squeeze(2)
+
+
+def _decomposes(gram: Tensor) -> bool:
+    """Whether LAPACK is the faster way; it stumbles over what is not finite."""
+    if not gram.is_cpu or gram.shape[1] > _DECOMPOSED:
+        return False
+    return math.isfinite(gram.sum().item())
+
+
+def _by_squaring(gram: Tensor) -> Tensor:
+    """First eigenvector (B, n, 1), without waiting for the device."""
     power = gram
     for _ in range(_SQUARINGS // 2):
         # the largest entry of a positive semidefinite matrix is on its diagonal, and positive
@@ -114,8 +138,4 @@ def leading(matrices: Tensor) -> Tensor:
         power = power @ power
     # every column is the vector times its own entry; the largest entry's is the most exact
     place = power.diagonal(dim1=1, dim2=2).argmax(dim=1)[:, None, None]
-    vector = functional.normalize(power.gather(2, place.expand(-1, power.shape[1], 1)), dim=1)
-    vector = functional.normalize(gram @ vector, dim=1, eps=_LEAST)
-    if not wide:
-        vector = functional.normalize(matrices @ vector, dim=1, eps=_LEAST)
-    return vector.squeeze(2)
+    return functional.normalize(power.gather(2, place.expand(-1, power.shape[1], 1)), dim=1)

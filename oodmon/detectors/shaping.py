@@ -182,6 +182,14 @@ class VRA(_Shaping):
     def score(self, acts: Activations, state: State) -> Tensor:
         """Suppress, clip, mean over places, head, energy."""
         lower, upper = state["lower"], state["upper"]
+        rows = self._rows(acts, state)
+        if rows.is_cpu:
+            least = lower.item()
+
+            def cut(part: Tensor) -> Tensor:
+                return pooled(torch.threshold_(part.clamp(max=upper), least, 0.0))
+
+            return energy(rowwise(rows, cut), state)
         per_lower, most = 1.0 / lower, upper / lower
 
         def shaped(part: Tensor) -> Tensor:
@@ -189,7 +197,7 @@ class VRA(_Shaping):
             part = torch.threshold_(part * per_lower, 1.0, 0.0)
             return pooled(torch.minimum(part, most, out=part)).mul_(lower)
 
-        return energy(rowwise(self._rows(acts, state), shaped), state)
+        return energy(rowwise(rows, shaped), state)
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,8 @@ class _Pruning(_Shaping):
         """
         flat, count = rows.flatten(1), self._count(rows)
         cut = largest(flat, count)
+        if cut.weight is None:
+            return flat, count, cut
         return flat, count, Cut(cut.low.clamp_(min=0.0), cut.high.clamp_(min=0.0), cut.weight)
 
     def _count(self, rows: Tensor) -> int:
@@ -219,8 +229,8 @@ class _Pruning(_Shaping):
     def _factor(self, before: Tensor, after: Tensor, rows: Tensor) -> Tensor:
         """exp(sum before / sum after), (B, 1), which is at most exp(N / k) after a ReLU."""
         most = min(rows.shape[1:].numel() / self._count(rows), _STEEPEST)
-        ratio = torch.where(after > 0.0, before / after, 0.0)
-        return ratio.clamp_(min=0.0, max=most).exp_()
+        # where nothing is above zero before is not either
+        return before.div(after.clamp(min=_SMALLEST)).clamp_(min=0.0, max=most).exp_()
 
 
 @detectors.register("scale")
@@ -309,12 +319,11 @@ class ASH(_Pruning):
         rows = self._rows(acts, state)
         flat, count, cut = self._kept(rows)
         binary = self.kind == "b"
-        share = cut.share(flat)
-        kept = pooled((share if binary else share.mul_(flat)).view_as(rows))
+        kept = pooled((cut.share(flat) if binary else cut.kept(flat)).view_as(rows))
         if self.kind == "p":
             return energy(kept, state)
-        before = pooled(rows).sum(dim=1, keepdim=True).mul_(rows.shape[2])
+        before = flat.sum(dim=1, keepdim=True)
         if binary:
             return energy(kept, state, before / count)
-        after = kept.sum(dim=1, keepdim=True) * rows.shape[2]
+        after = kept.sum(dim=1, keepdim=True).mul_(rows.shape[2])
         return energy(kept, state, self._factor(before, after, rows))

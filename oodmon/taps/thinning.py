@@ -8,6 +8,7 @@ no global generator is touched, and the same masks come out on every device.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -22,6 +23,9 @@ _MASK: Final = 0xFFFFFFFF
 _GOLDEN: Final = 0x9E3779B9
 _ROUNDS: Final = ((16, 0x7FEB352D), (15, 0x846CA68B))
 """Shifts and factors of the integer hash lowbias32 (Wellons, "Hash function prospector")."""
+
+_SMALL: Final = 1 << 14
+"""Numbers of so few units are kept from batch to batch."""
 
 _ALPHA: Final = -1.7580993408473766
 """What a dropped unit of a self-normalising network is set to (Klambauer et al., NeurIPS 2017)."""
@@ -46,6 +50,12 @@ def uniform(seed: int, stream: int, count: int, device: torch.device) -> Tensor:
         x = ((x ^ (x >> shift)) * factor) & _MASK
     # 24 bits are what a float32 below 1 can hold
     return ((x ^ (x >> 16)) >> 8).to(torch.float32) / (1 << 24)
+
+
+@functools.lru_cache(maxsize=512)
+def _remembered(seed: int, stream: int, count: int, device: torch.device) -> Tensor:
+    """`uniform`, which is the same for every batch; 32 MiB at most. Must not be written to."""
+    return uniform(seed, stream, count, device)
 
 
 def _mixed(x: int) -> int:
@@ -109,7 +119,8 @@ class Thinning(TorchFunctionMode):
         count = 1
         for size in shape:
             count *= size
-        found = uniform(self._seed, self.calls, count, tensor.device)
+        draw = _remembered if count <= _SMALL else uniform
+        found = draw(self._seed, self.calls, count, tensor.device)
         return (found >= rate).to(torch.float32).reshape(shape)
 
 
