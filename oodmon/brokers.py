@@ -8,14 +8,15 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from oodmon.secret import Secret
 
-__all__ = ["Access", "address", "choice", "consumer", "is_refusal", "knock", "login"]
+__all__ = ["Access", "address", "built", "choice", "consumer", "is_refusal", "knock", "login"]
 
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS: Final = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
@@ -158,6 +159,29 @@ def address(server: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def built(kind: Callable[..., Any], /, **settings: Any) -> Any:
+    """A producer or a consumer of the client library; one that cannot be built leaves nothing open.
+
+    The library starts a thread and connections before it asks a broker for its version, and leaves
+    them running where it gets no answer: some at every try while a broker is away.
+    """
+    clients: list[Any] = []
+
+    def build(**given: Any) -> Any:
+        from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+
+        clients.append(KafkaNetClient(**given))
+        return clients[-1]
+
+    try:
+        return kind(kafka_client=build, **settings)
+    except BaseException:
+        for client in clients:
+            with suppress(Exception):
+                client.close()
+        raise
+
+
 def consumer(
     access: Access,
     servers: Sequence[str],
@@ -187,7 +211,8 @@ def consumer(
     if access.security_protocol.startswith("SASL"):
         login(access, servers, timeout_seconds)
     millis = max(100, int(timeout_seconds * 1000))
-    return KafkaConsumer(
+    return built(
+        KafkaConsumer,
         bootstrap_servers=list(servers),
         group_id=group,
         enable_auto_commit=False,
@@ -197,6 +222,7 @@ def consumer(
         allow_auto_create_topics=False,
         bootstrap_timeout_ms=millis,
         request_timeout_ms=millis,
+        fetch_max_wait_ms=min(500, millis // 2),
         max_partition_fetch_bytes=max(max_message_bytes, 1 << 20),
         reconnect_backoff_max_ms=1000,
         metrics_enabled=False,
@@ -236,7 +262,7 @@ def login(access: Access, servers: Sequence[str], timeout_seconds: float) -> Non
         ConnectionError: the login was refused, which `is_refusal` knows, or nobody answered.
     """
     from kafka.errors import KafkaError  # type: ignore[import-untyped]
-    from kafka.net.compat import KafkaNetClient  # type: ignore[import-untyped]
+    from kafka.net.compat import KafkaNetClient
 
     client = KafkaNetClient(bootstrap_servers=list(servers), **access.settings())
 

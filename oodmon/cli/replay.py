@@ -144,7 +144,10 @@ def stored_windows(rows: Iterable[Mapping[str, Any]]) -> list[Window]:
                     row["invalid"],
                     empty.keys,
                     empty.sample,
-                    *(row[name] for name in ("pairs", "jumps", "judged", "errors")),
+                    pairs=row["pairs"],
+                    jumps=row["jumps"],
+                    judged=row["judged"],
+                    errors=row["errors"],
                     swings=row["swings"],
                 )
                 for row in parts
