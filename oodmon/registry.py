@@ -75,8 +75,8 @@ class Registry(Generic[C]):
         if name in self._broken:
             raise BrokenPlugin(f"{self.kind}: {name!r} cannot be used: {self._broken[name]}")
         near = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"; did you mean `{near[0]}`?" if near else ""
-        raise UnknownName(f"{self.kind}: nothing is called {name!r}{hint}")
+        hint = f"did you mean `{near[0]}`?" if near else f"`oodmon catalog {self.kind}` lists them"
+        raise UnknownName(f"{self.kind}: nothing is called {name!r}; {hint}")
 
     def create(self, name: str, /, **options: Any) -> C:
         """An instance with these options; `ContractError` names an option that it does not have."""

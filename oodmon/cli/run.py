@@ -65,6 +65,16 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
         http=(half.http.host, half.http.port if port is None else port),
         rebuild=lambda: parts_of(load(config, "daemon")),
     )
+    logging.getLogger("oodmon").info(
+        "%s version %s: detectors %s; drift tests %s; events to %s; http://%s:%s",
+        checked.model.name,
+        checked.model.version,
+        ", ".join(parts.pipeline.calibrations),
+        ", ".join(half.drift) or "none",
+        ", ".join(parts.receivers) or "nobody",
+        half.http.host,
+        half.http.port if port is None else port or "any port",
+    )
     with _inlet(checked, service.metrics, store):
         context.exit(service.run())
 

@@ -27,6 +27,8 @@ def test_unknown_kinds_and_names_are_named() -> None:
         checks.subjects("config", "drift")
     with pytest.raises(UnknownName, match="psy"):
         checks.conform("drift", "psy")
+    with pytest.raises(UnknownName, match="`oodmon catalog drift` lists them"):
+        drift.get("qqqqqqq")
 
 
 def test_conform_runs_the_kinds_checks_and_those_of_options() -> None:

@@ -321,6 +321,7 @@ def test_served_watched_alarmed_and_told(project: Path) -> None:
     assert daemon.returncode == 0, log
     assert [row["rule"] for row in firing] == ["drift"], log
     assert "FIRING drift" in log
+    assert "digits version 1: detectors msp, energy, gram; drift tests budget" in log
     told = call("status", "oodmon.yaml")
     assert "1 firing" in told.stdout
     assert "server" in told.stdout
