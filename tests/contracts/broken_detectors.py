@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oodmon.checks import detectors as checks
-from oodmon.checks.detectors import probing
+from oodmon.checks.detectors import learning, probing, telling
 from oodmon.contracts import Detector, Reads, Reference, State
 from oodmon.errors import StateError
 from oodmon.records import Activations
@@ -339,16 +339,16 @@ BROKEN: dict[Check, tuple[Detector, ...]] = {
     checks.check_half_precision: (SquaresInHalf(),),
     checks.check_no_gradient: (TakesAGradient(),),
     checks.check_higher_is_more_ood: (WrongSign(), Blind()),
-    checks.check_same_reference_same_state: (LearnsAtRandom(),),
+    learning.check_same_reference_same_state: (LearnsAtRandom(),),
     checks.check_same_answer_twice: (ThrowsDice(), UsesTheBatchBefore(), DropsByPlace()),
     checks.check_threads_do_not_mix: (SharesABuffer(),),
-    checks.check_save_and_load: (Impostor(),),
+    learning.check_save_and_load: (Impostor(),),
     checks.check_any_memory_layout: (ReadsMemory(),),
-    checks.check_what_is_missing_is_named: (FillsIn(), Mumbles(), DoesWithoutTheModel()),
-    checks.check_foreign_state_is_refused: (TakesAnyState(),),
-    checks.check_options_survive_yaml: (HoldsAnObject(), HoldsATable()),
-    checks.check_docstring_block: (Undocumented(),),
-    checks.check_cost_and_paper_are_told: (CostsNobodyKnows(), FromNowhere()),
+    telling.check_what_is_missing_is_named: (FillsIn(), Mumbles(), DoesWithoutTheModel()),
+    learning.check_foreign_state_is_refused: (TakesAnyState(),),
+    telling.check_options_survive_yaml: (HoldsAnObject(), HoldsATable()),
+    telling.check_docstring_block: (Undocumented(),),
+    telling.check_cost_and_paper_are_told: (CostsNobodyKnows(), FromNowhere()),
     checks.check_nothing_is_kept: (Hoards(),),
     checks.check_nothing_waits_for_the_device: (AsksTheHost(), PicksByMask(), ReturnsNumbers()),
     probing.check_the_model_is_left_alone: (
