@@ -20,7 +20,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from oodmon.brokers import knock, login
+from oodmon.brokers import built, knock, login
 from oodmon.contracts import Writer
 from oodmon.errors import FeedError, WireError
 from oodmon.records import ScoreBatch
@@ -208,7 +208,8 @@ class KafkaWriter(Writer):
         if options.security_protocol.startswith("SASL"):
             login(options, options.bootstrap_servers, options.timeout_seconds)
         millis = max(100, int(options.timeout_seconds * 1000))
-        self._producer = KafkaProducer(
+        self._producer = built(
+            KafkaProducer,
             bootstrap_servers=list(options.bootstrap_servers),
             acks="all",
             enable_idempotence=True,

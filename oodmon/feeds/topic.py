@@ -201,8 +201,8 @@ class KafkaReader(Reader):
         pause = _GROWTH_SECONDS if self._lanes else _LOOK_SECONDS
         if time.monotonic() - self._looked_at < pause:
             return
+        client = self._connected()  # what fails here is told at every call, not once a second
         self._looked_at = time.monotonic()
-        client = self._connected()
         numbers = client.partitions_for_topic(self._options.topic) or ()
         fresh = [number for number in sorted(numbers) if number not in self._lanes]
         if fresh:
