@@ -44,8 +44,8 @@ class Plan:
 
     Attributes:
         repetitions: of each cell, at most.
-        seconds: of processor time in a cell, after which no repetition is begun; setting a
-            detector up with a reference that it has not seen yet is not counted.
+        seconds: of processor time in a cell, after which no repetition is begun; a detector that
+            is slow to set up is given `LEAST` of them all the same.
         reference: scores in the reference.
         control: values without a change, for the run length.
         after: values after a change, within which it has to be found.
@@ -120,8 +120,11 @@ class _Clock:
 
     def up(self, done: int) -> bool:
         """Whether no further repetition is to be begun after so many."""
-        fed = self.spent - self._set_up
-        return fed > self._seconds and (done >= LEAST or fed > SLOW * self._seconds)
+        spent, most = self.spent, SLOW * self._seconds
+        fed = spent - self._set_up
+        if done >= LEAST:
+            return fed > self._seconds or spent > most
+        return fed > most
 
 
 def run_length(one: Contender, name: str, stream: Stream, plan: Plan, pools: Pools) -> Cell:
