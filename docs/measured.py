@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from docs import speed
+
 __all__ = ["PLACES", "experiments", "exposure", "published"]
 
 Row = Mapping[str, Any]
@@ -74,7 +76,14 @@ def experiments() -> str:
 
 
 PLACES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "detectors.md": {"{{published}}": published, "{{exposure}}": exposure},
+    "detectors.md": {
+        "{{published}}": published,
+        "{{exposure}}": exposure,
+        "{{speed_means}}": speed.means,
+        "{{speed_methods}}": speed.methods,
+        "{{speed_goals}}": speed.goals,
+        "{{speed_alone}}": speed.alone,
+    },
     "acceptance.md": {"{{experiments}}": experiments},
 }
 """Page → place in its template → what stands there."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["goals", "means", "methods"]
+__all__ = ["alone", "goals", "means", "methods"]
 
 Row = Mapping[str, Any]
 
@@ -39,7 +39,7 @@ def means() -> str:
 
 
 def methods() -> str:
-    """Per method and batch size: samples a second, and peer's time / ours over the settings."""
+    """Per method and batch size: peer's time / ours, and its range over the settings."""
     rows: list[Row] = [row for row in _read()["lines"] if row["ratio"] is not None]
     sizes = sorted({row["rows"] for row in rows})
     lines = [_line(["", *(f"{size}" for size in sizes)]), _line(["---"] * (len(sizes) + 1))]
@@ -67,7 +67,27 @@ def goals() -> str:
         for row in _read()["goals"]
     ]
     below = [f"{r['method']} {r['what']} ({r['ratio']:.2f})" for r in _read()["below"]]
-    lines += ["", f"Slower than the peer's: {'; '.join(below) or 'none'}."]
+    strays = [f"{r['method']} {r['what']}" for r in _read()["ranks"]]
+    lines += ["", f"Slower than the peer's: {'; '.join(below) or 'none'}.", ""]
+    lines += [
+        f"Of the same formula, and ranks agree by less than 0.9999: {', '.join(strays) or 'none'}."
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def alone() -> str:
+    """Samples a second of what the peer has not, in the largest batch that was measured."""
+    rows: list[Row] = [row for row in _read()["lines"] if row["ratio"] is None]
+    known = {row["method"] for row in _read()["lines"] if row["ratio"] is not None}
+    lines = [_line(["", "setting", "samples a second"]), _line(["---"] * 3)]
+    for method in sorted({row["method"] for row in rows} - known):
+        of = [row for row in rows if row["method"] == method]
+        most = max(row["rows"] for row in of)
+        lines += [
+            _line([f"`{method}`", row["what"], f"{row['rows'] / row['seconds']:,.0f}"])
+            for row in of
+            if row["rows"] == most
+        ]
     return "\n".join(lines) + "\n"
 
 
