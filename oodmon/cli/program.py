@@ -25,16 +25,6 @@ MISUSED: Final = 2
 INTERRUPTED: Final = 130
 """Exit status: Ctrl-C, as shells say it."""
 
-_EXTRAS: Final[Mapping[str, str]] = {
-    "torch": "torch",
-    "kafka": "kafka",
-    "grafana_client": "grafana",
-    "psycopg": "postgres",
-    "jinja2": "report",
-    "matplotlib": "report",
-}
-"""What is not installed → the extra that brings it."""
-
 _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "init": ("start", "Write a commented config for a model."),
     "check": ("start", "Tell every problem of a config."),
@@ -105,6 +95,7 @@ class Program(click.Group):
 def _told(error: Exception) -> tuple[str, int]:
     """What to say about a failure, and the exit status."""
     from oodmon.errors import ConfigError, ContractError, OodmonError, RegistryError
+    from oodmon.extras import install
 
     if isinstance(error, ConfigError):
         count = len(error.problems)
@@ -113,8 +104,8 @@ def _told(error: Exception) -> tuple[str, int]:
         return f"oodmon: {error}", MISUSED
     if isinstance(error, OodmonError):
         return f"oodmon: {error}", FAILED
-    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(error.name or "")):
-        return f"oodmon: {error.name} is not installed: pip install 'oodmon[{extra}]'", MISUSED
+    if isinstance(error, ModuleNotFoundError) and (how := install(error.name or "")):
+        return f"oodmon: {error.name} is not installed: {how}", MISUSED
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"oodmon: {where}{error.strerror}", FAILED

@@ -30,6 +30,7 @@ from oodmon.config.schema import (
 )
 from oodmon.config.wording import found, near
 from oodmon.errors import OodmonError
+from oodmon.extras import install
 from oodmon.labelling import LABELS
 from oodmon.registry import kinds
 from oodmon.rules import Rule
@@ -44,14 +45,6 @@ Entries = Mapping[str, tuple[yaml.Node, yaml.Node]]
 
 _ID: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 _SQLITE: Final = re.compile(r"(sqlite(?:\+\w+)?:///)(?!/|:memory:|file:)(.+)", re.DOTALL)
-_EXTRAS: Final = {
-    "torch": "torch",
-    "kafka": "kafka",
-    "grafana_client": "grafana",
-    "psycopg": "postgres",
-    "jinja2": "report",
-    "matplotlib": "report",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,5 +316,5 @@ class Sections:
 def _with_extra(message: str) -> str:
     """The message, with the extra to install where a client library is what is missing."""
     missing = re.search(r"No module named '(\w+)", message)
-    extra = _EXTRAS.get(missing.group(1)) if missing else None
-    return f"{message}; install it with: pip install 'oodmon[{extra}]'" if extra else message
+    how = install(missing.group(1)) if missing else ""
+    return f"{message}; install it with: {how}" if how else message

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "oodmon"
 RINGS: dict[str, int] = {
     "errors": 0,
     "secret": 0,
+    "extras": 0,
     "trust": 1,
     "records": 1,
     "contexts": 2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -15,6 +16,7 @@ from oodmon import __version__
 from oodmon.cli import main, program, start
 from oodmon.cli.options import Duration, when
 from oodmon.errors import StoreError
+from oodmon.extras import EXTRAS, install
 
 DAEMON = """\
 model: {name: digits}
@@ -121,6 +123,13 @@ def test_check_skips_the_agent_half_where_torch_is_not(tmp_path: Path) -> None:
     done = without_torch("check", str(path))
     assert done.returncode == 0, done.stderr
     assert "agent: skipped, torch is not installed" in done.stdout
+
+
+def test_extras_that_messages_name_exist() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS.values()) == set(project["optional-dependencies"]) - {"all"}
+    assert install("torch.nn") == "pip install 'oodmon[torch]'"
+    assert not install("nowhere")
 
 
 def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
