@@ -77,8 +77,9 @@ class Budget(DriftTest[Wealth]):
     Neighbouring requests are often alike. The test measures the lag-one autocorrelation φ of the
     normal scores and counts b_j(φ) samples as one: log L_j / b_j, with b_j the factor by which the
     variance of a sum of the bet's logs grows in AR(1) traffic: (1 + φ) / (1 - φ) for a shift, less
-    for all else. With b > 1 a bet stays fair for independent samples (Jensen). φ and the b of a
-    shift are published. Correlation at a low φ that lasts for long is not seen (docs/adr/0004).
+    for all else; as much for all where the squares of neighbours say that samples repeat. With
+    b > 1 a bet stays fair for independent samples (Jensen). φ and the b of a shift are published.
+    Correlation at a low φ that lasts for long is not seen (docs/adr/0004).
 
     The effect is the largest difference between the share of samples below some tail probability,
     since the change seems to have begun, and the reference's share.
