@@ -73,7 +73,7 @@ def test_none_sees_less_than_the_peer(seed: int, figures: Figures) -> None:
         figures.hold("beside pytorch-ood", what, gap, seed=seed, least=-ALLOWED)
         if name in BLIND:
             for ood, (mine, _) in found.items():
-                figures.hold("beside pytorch-ood", f"{name}: {ood}", mine, seed=seed, most=0.6)
+                figures.hold("beside pytorch-ood", f"{name}: {ood}", mine, seed=seed, most=0.7)
 
 
 def test_introspection_knows_wrong_answers_and_the_outliers_it_was_shown(
