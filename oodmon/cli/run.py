@@ -49,8 +49,9 @@ def run(context: click.Context, config: str, port: int | None, log_level: str) -
     logging.basicConfig(
         level=log_level.upper(), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
-    # Alembic tells of every step of its own.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    # They tell of every step of their own.
+    for name in ("alembic", "kafka"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     checked = load(config, "daemon")
     half = build.daemon_half(checked)
     for hint in checked.hints:
