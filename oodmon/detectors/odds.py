@@ -284,8 +284,9 @@ class One:
 
 def _largest(values: Floats, count: int) -> Floats:
     """The `count` largest of each row (B, K), the least of them first."""
+    # as fast as NumPy's selection, and not slowed a hundredfold by many logits of -inf as that is
     start = values.shape[1] - count
-    found: Floats = np.partition(values, start, axis=1)[:, start:]
+    found: Floats = np.sort(values, axis=1)[:, start:]
     return found
 
 

@@ -17,9 +17,6 @@ __all__ = ["Cut", "Quantiles", "largest", "top_values"]
 _SEARCHED: Final = 1 << 16
 """From so many values on a search beats selection: it reads them in order, 16 times."""
 
-_PARTITIONED: Final = 1 << 15
-"""From so many values of one row on NumPy's selection is twice as fast as PyTorch's."""
-
 _STEPS: Final = 16
 """Steps of the search; on 8,192 half-normal values they end at the exact order statistic in all but
 a percent of the rows, and what is left over weighs less than 1e-6 of the sum."""
@@ -61,8 +58,9 @@ def top_values(values: Tensor, count: int) -> Tensor:
     start = values.shape[1] - count
     if not count:
         return values[:, start:]
-    # NumPy's selection is vectorised; as here, it takes a NaN for the largest
-    return torch.from_numpy(np.partition(values.numpy(), start, axis=1)[:, start:])
+    # NumPy's sort is vectorised, takes a NaN for the largest as here, and is as fast as its
+    # selection, which many equal values slow a hundredfold
+    return torch.from_numpy(np.sort(values.numpy(), axis=1)[:, start:])
 
 
 def largest(values: Tensor, count: int) -> Cut:
@@ -91,10 +89,8 @@ def _alone(values: Tensor, count: int) -> Cut | None:
     """Of one row in the host's memory, if its k-th value is positive and nobody shares it."""
     row = values.numpy()[0]
     place = len(row) - count
-    if len(row) < _PARTITIONED:
-        least = row.dtype.type(values.kthvalue(place + 1, dim=1).values.item())
-    else:
-        least = np.partition(row, place)[place]
+    # not NumPy's selection, which many equal values, such as a ReLU's zeros, slow a hundredfold
+    least = row.dtype.type(values.kthvalue(place + 1, dim=1).values.item())
     # a NaN is above nothing, so where there is one the number is another
     if not least > 0.0 or np.count_nonzero(row >= least) != count:
         return None

@@ -146,6 +146,25 @@ def test_the_largest_are_the_largest_by_search_and_by_selection(rows: int) -> No
             assert float((kept > 0).sum(1).double().median()) == count or count > 1000
 
 
+@pytest.mark.parametrize("width", [300, 40_000])
+def test_a_row_alone_is_cut_as_it_is_among_others(width: int) -> None:
+    values = torch.randn(3, width, generator=torch.Generator().manual_seed(width)).relu_()
+    values[1, width // 20 :] = 0.0
+    count = width // 10
+    many = largest(values.repeat(40, 1), count)
+    together = many.kept(values.repeat(40, 1))[:3]
+    for row, expected in zip(values, together, strict=True):
+        cut = largest(row[None], count)
+        kept = cut.kept(row[None])
+        assert float(kept.sum()) == pytest.approx(float(expected.sum()), rel=1e-3)
+        torch.testing.assert_close(kept, cut.share(row[None]) * row)
+    exact = values[0].topk(count).values.sum()
+    torch.testing.assert_close(largest(values[:1], count).kept(values[:1]).sum(), exact)
+    lost = values[:1].clone()
+    lost[0, 5] = math.nan
+    assert bool(largest(lost, count).kept(lost).isnan().any())
+
+
 def test_values_that_share_the_last_place_share_it_evenly() -> None:
     for rows in (1, 60):
         values = torch.ones(rows, 2000)
