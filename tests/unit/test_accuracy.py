@@ -10,8 +10,8 @@ import pytest
 from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
 from oodmon.cells import Cells
-from oodmon.contexts import Context
 from oodmon.cli.replay import stored_windows
+from oodmon.contexts import Context
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.observe import Observer
 from oodmon.drift.accuracy_loss import AccuracyLoss

@@ -90,5 +90,9 @@ def test_an_alert_says_in_words_what_moved_since_when_and_how_much() -> None:
     assert told["classes"][0]["name"] == "7"
     assert told["classes"][0]["before"] == 0
     assert "2023-11-14T22:18:20" in told["since"]  # EPOCH + 300 s
-    for words in ("began at about 2023-11-14 22:18:20 UTC", "msp", "Predicted class 7 went from 0.0%"):
+    for words in (
+        "began at about 2023-11-14 22:18:20 UTC",
+        "msp",
+        "Predicted class 7 went from 0.0%",
+    ):
         assert words in told["summary"]
