@@ -75,6 +75,7 @@ def kept() -> tuple[list[Row], dict[str, dict[str, list[int]]]]:
 def tables(rows: Sequence[Row], alarms: Mapping[str, Mapping[str, Sequence[int]]]) -> str:
     """Every stream, and within it every kind of change."""
     parts = []
+    every = [*OURS, *peers.MAIN, *peers.BENCH, *peers.ALIBI]
     for stream in dict.fromkeys(row.stream for row in rows):
         block = [row for row in rows if row.stream == stream]
         # "5 % kmnist" and "100 % kmnist" are one table, all changes of a made stream another.
@@ -85,15 +86,14 @@ def tables(rows: Sequence[Row], alarms: Mapping[str, Mapping[str, Sequence[int]]
         for place, (kind, changes) in enumerate(kinds.items()):
             title = f"{stream}{f', {kind}' if kind else ''}"
             parts.append(f"**{title}**\n\n{_table(block, changes, whole=not place)}")
+        run = {row.contender for row in block}
+        missing = [name for name in every if name not in run]
+        if missing:
+            parts.append(f"Not run on this stream: {'; '.join(missing)}.")
         parts.append(f"![{stream}](images/drift-{table.slug(stream)}.png)")
     if alarms:
         parts.append(f"**Streams that drift by themselves**\n\n{_drifting(alarms)}")
         parts.append("![alarms over time](images/drift-real-streams.png)")
-    run = {row.contender for row in rows}
-    every = [*OURS, *peers.MAIN, *peers.BENCH, *peers.ALIBI]
-    missing = [name for name in every if name not in run]
-    if missing:
-        parts.append(f"Not run: {'; '.join(missing)}.")
     return "\n\n".join(parts)
 
 

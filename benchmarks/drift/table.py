@@ -206,10 +206,10 @@ def plot(table: Sequence[Row], folder: Path) -> list[Path]:
         changes = list(dict.fromkeys(row.change for row in block))
         columns = min(len(changes), 4)
         lines = -(-len(changes) // columns)
-        figure, axes = plt.subplots(
-            lines, columns, figsize=(4.2 * columns, 3.6 * lines + 1.2), squeeze=False
-        )
         names = list(dict.fromkeys(row.contender for row in block))
+        legend = 0.4 + 0.16 * -(-(len(names) + 1) // 4)
+        height = 3.4 * lines + 0.4 + legend
+        figure, axes = plt.subplots(lines, columns, figsize=(4.2 * columns, height), squeeze=False)
         colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)}
         for place, change in enumerate(changes):
             axis = axes[place // columns][place % columns]
@@ -244,8 +244,7 @@ def plot(table: Sequence[Row], folder: Path) -> list[Path]:
                 handles.setdefault(label, handle)
         figure.suptitle(f"{stream} (no point: missed in half of the runs or more)")
         figure.legend(handles=list(handles.values()), loc="lower center", ncols=4, fontsize=7)
-        height = 3.6 * lines + 1.2
-        figure.tight_layout(rect=(0, (0.2 + 0.16 * -(-len(handles) // 4)) / height, 1, 1))
+        figure.tight_layout(rect=(0, legend / height, 1, 1))
         path = folder / f"drift-{slug(stream)}.png"
         figure.savefig(path, dpi=90)
         plt.close(figure)
