@@ -32,12 +32,7 @@ from oodmon.trust import check_unshared
 
 __all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "expected_errors"]
 
-_SCHEMA: Final = "oodmon.calibration/3"
-_OLDER: Final = {
-    "oodmon.calibration/1": ("scores",),
-    "oodmon.calibration/2": ("scores", "predicted"),
-}
-"""Files without some of the contexts; read as such."""
+_SCHEMA: Final = "oodmon.calibration/1"
 _KINDS: Final[Mapping[str, np.dtype[Any]]] = {
     "scores": np.dtype(np.float32),
     "predicted": np.dtype(np.int32),
@@ -277,12 +272,12 @@ class Calibration:
             with safe_open(path, framework="numpy") as file:
                 meta = file.metadata() or {}
                 schema = meta.get("schema", "none")
-                if schema != _SCHEMA and schema not in _OLDER:
+                if schema != _SCHEMA:
                     raise StateError(f"{path}: schema is {schema}, expected {_SCHEMA}")
                 shape = file.get_slice("scores").get_shape()
                 if len(shape) != 1 or shape[0] > _MAX_SCORES:
                     raise StateError(f"{path}: scores have shape {shape}")
-                columns = {name: file.get_tensor(name) for name in _OLDER.get(schema, _KINDS)}
+                columns = {name: file.get_tensor(name) for name in _KINDS}
                 segments = json.loads(meta.get("segments", "[]"))
                 labelled, wrong = int(meta.get("labelled", "0")), int(meta.get("wrong", "0"))
         except FileNotFoundError:

@@ -65,7 +65,6 @@ class Episode:
     Attributes:
         drifted, calm: windows in a row with and without drift.
         started_at: start of the first drifted window of the row, ns.
-        last_at: end of the last drifted window, ns.
         firing: people have been told.
         labels, severity: what they were told; kept, so that the end carries the same fingerprint
             even when the rule was changed meanwhile.
@@ -77,7 +76,6 @@ class Episode:
     drifted: int = 0
     calm: int = 0
     started_at: int = 0
-    last_at: int = 0
     firing: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
     severity: str = ""
@@ -163,10 +161,9 @@ def _moved(rule: Rule, before: Episode, result: DriftResult) -> Episode:
             drifted=drifted,
             calm=0,
             started_at=result.start if fresh else before.started_at,
-            last_at=result.end,
             firing=before.firing or drifted >= rule.for_windows,
         )
     if not before.firing:
-        return replace(before, drifted=0, calm=0, started_at=0, last_at=0)
+        return replace(before, drifted=0, calm=0, started_at=0)
     calm = before.calm + 1
     return replace(before, drifted=0, calm=calm, firing=calm < rule.resolve_after_windows)

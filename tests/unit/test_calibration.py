@@ -88,10 +88,6 @@ def test_file_round_trip_and_errors(tmp_path: Path) -> None:
     assert (again.predicted.tolist(), again.origin) == ([0, 2, 7], "accepted")
     with pytest.raises(StateError, match="2 scores"):
         Calibration("a", "", np.array([1.0, 2.0], np.float32), np.array([1], np.int32))
-    # As format 1 wrote it, before predicted classes were kept.
-    meta = {"schema": "oodmon.calibration/1", "detector": "gram", "digest": "0123"}
-    save_file({"scores": np.array(calibration.scores)}, path, meta)
-    assert Calibration.load(path).fingerprint == calibration.fingerprint
     save_file({"scores": np.array(calibration.scores)}, path, {"schema": "oodmon.calibration/9"})
     with pytest.raises(StateError, match="calibration/9"):
         Calibration.load(path)
