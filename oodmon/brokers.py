@@ -5,6 +5,7 @@ No client is imported here; `Access.settings` gives what its constructor takes.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -12,12 +13,27 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+from oodmon.errors import FeedError
 from oodmon.secret import Secret
 
-__all__ = ["Access", "address", "built", "choice", "consumer", "is_refusal", "knock", "login"]
+__all__ = [
+    "Access",
+    "address",
+    "built",
+    "choice",
+    "consumer",
+    "is_refusal",
+    "knock",
+    "login",
+    "reader_problem",
+    "reading",
+]
 
+_T = TypeVar("_T")
+
+_TOPIC: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 _PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 _MECHANISMS: Final = ("", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
 _FILES: Final = ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
@@ -109,6 +125,46 @@ def choice(name: str, value: str, known: Sequence[str]) -> str:
         return ""
     expected = ", ".join(one or "empty" for one in known)
     return f"{name} is {value!r}; expected one of: {expected}"
+
+
+def reader_problem(servers: Sequence[str], topic: str, group: str, timeout_seconds: float) -> str:
+    """What a reader of a topic cannot be told, as `Access.access_problem` says it; else ""."""
+    if not servers:
+        return "bootstrap_servers: names no broker"
+    try:
+        for server in servers:
+            address(server)
+    except ValueError as error:
+        return str(error)
+    if not _TOPIC.fullmatch(topic):
+        return f"topic: {topic[:64]!r} is no name of a topic"
+    if not group:
+        return "group: expected a name, found none"
+    if not timeout_seconds > 0:
+        return f"timeout_seconds: {timeout_seconds} is not positive"
+    return ""
+
+
+def reading(what: str, work: Callable[[], _T], drop: Callable[[], None]) -> _T:
+    """Do it; after a failure drop the connection, so that the next call begins with a new one.
+
+    Args:
+        what: is read, for the message.
+        work: with the client library.
+        drop: ends the connection.
+
+    Raises:
+        FeedError: it failed, or the client library is not installed.
+    """
+    try:
+        from kafka.errors import KafkaError  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise FeedError("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
+    try:
+        return work()
+    except (KafkaError, OSError, ValueError) as error:
+        drop()
+        raise FeedError(f"{what}: {error}") from error
 
 
 def knock(access: Access, servers: Sequence[str], timeout_seconds: float) -> None:
@@ -261,7 +317,7 @@ def login(access: Access, servers: Sequence[str], timeout_seconds: float) -> Non
     Raises:
         ConnectionError: the login was refused, which `is_refusal` knows, or nobody answered.
     """
-    from kafka.errors import KafkaError  # type: ignore[import-untyped]
+    from kafka.errors import KafkaError
     from kafka.net.compat import KafkaNetClient
 
     client = KafkaNetClient(bootstrap_servers=list(servers), **access.settings())

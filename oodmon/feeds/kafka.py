@@ -7,12 +7,11 @@ twice, and knows each writer's batches in their order.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
-from oodmon.brokers import Access, address, choice
+from oodmon.brokers import Access, choice, reader_problem
 from oodmon.contracts import Feed, Stability
 from oodmon.errors import ContractError
 from oodmon.feeds.publish import KafkaWriter
@@ -22,7 +21,6 @@ from oodmon.registry import feeds
 __all__ = ["Kafka", "KafkaReader", "KafkaWriter"]
 
 _COMPRESSIONS: Final = ("", "gzip", "snappy", "lz4", "zstd")
-_TOPIC: Final = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9._-]{1,249}")
 
 
 @feeds.register("kafka")
@@ -57,20 +55,11 @@ class Kafka(Access, Feed):
     stability: ClassVar[Stability] = "beta"
 
     def __post_init__(self) -> None:
-        problem = choice("compression", self.compression, _COMPRESSIONS) or self.access_problem()
-        if not self.bootstrap_servers:
-            problem = problem or "bootstrap_servers: names no broker"
-        try:
-            for server in self.bootstrap_servers:
-                address(server)
-        except ValueError as error:
-            problem = problem or str(error)
-        if not _TOPIC.fullmatch(self.topic):
-            problem = problem or f"topic: {self.topic[:64]!r} is no name of a topic"
-        if not self.group:
-            problem = problem or "group: expected a name, found none"
-        if not self.timeout_seconds > 0:
-            problem = problem or f"timeout_seconds: {self.timeout_seconds} is not positive"
+        problem = (
+            choice("compression", self.compression, _COMPRESSIONS)
+            or self.access_problem()
+            or reader_problem(self.bootstrap_servers, self.topic, self.group, self.timeout_seconds)
+        )
         for name, least in (
             ("max_message_bytes", 1024),
             ("capacity_bytes", self.max_message_bytes),

@@ -7,17 +7,15 @@ offset of the group is a hint for lag monitors, and for a database without posit
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
-from oodmon.brokers import Access, address, consumer, knock
+from oodmon.brokers import Access, consumer, knock, reader_problem, reading
 from oodmon.errors import ContractError, FeedError
 
 __all__ = ["LabelReader", "LabelTopic", "Message"]
-
-_T = TypeVar("_T")
 
 _LOOK_SECONDS: Final = 1.0  # between two looks for a topic that is not there
 _GROWTH_SECONDS: Final = 30.0  # between two looks for new partitions
@@ -63,19 +61,9 @@ class LabelTopic(Access):
     max_message_bytes: int = 1_000_000
 
     def __post_init__(self) -> None:
-        problem = self.access_problem()
-        if not self.bootstrap_servers:
-            problem = problem or "bootstrap_servers: names no broker"
-        try:
-            for server in self.bootstrap_servers:
-                address(server)
-        except ValueError as error:
-            problem = problem or str(error)
-        for name in ("topic", "group"):
-            if not getattr(self, name):
-                problem = problem or f"{name}: expected a name, found none"
-        if not self.timeout_seconds > 0:
-            problem = problem or f"timeout_seconds: {self.timeout_seconds} is not positive"
+        problem = self.access_problem() or reader_problem(
+            self.bootstrap_servers, self.topic, self.group, self.timeout_seconds
+        )
         if self.max_message_bytes < 1:
             problem = problem or f"max_message_bytes: {self.max_message_bytes} is not at least 1"
         if problem:
@@ -115,7 +103,8 @@ class LabelReader:
 
         `FeedError` where the topic is not there, which may pass.
         """
-        return self._guard(lambda: self._poll(limit, timeout_seconds))
+        what = f"labels topic {self._options.topic}"
+        return reading(what, lambda: self._poll(limit, timeout_seconds), self._drop)
 
     def settle(self, positions: Mapping[str, str]) -> None:
         """These are stored; tell the group, which may fail without harm."""
@@ -134,17 +123,6 @@ class LabelReader:
     def close(self) -> None:
         """Safe twice."""
         self._drop()
-
-    def _guard(self, work: Callable[[], _T]) -> _T:
-        try:
-            from kafka.errors import KafkaError  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise FeedError("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
-        try:
-            return work()
-        except (KafkaError, OSError, ValueError) as error:
-            self._drop()
-            raise FeedError(f"labels topic {self._options.topic}: {error}") from error
 
     def _poll(self, limit: int, timeout_seconds: float) -> Sequence[Message]:
         if self._client is None:

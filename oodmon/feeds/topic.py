@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from oodmon.brokers import consumer
+from oodmon.brokers import consumer, reading
 from oodmon.contracts import Delivery, Reader
 from oodmon.errors import FeedError
 from oodmon.feeds.lanes import Lane, Place, Spoilt, named
@@ -135,16 +135,7 @@ class KafkaReader(Reader):
             raise FeedError(f"kafka topic {self._options.topic}: this reader is closed")
 
     def _guard(self, work: Callable[[], _T]) -> _T:
-        """Do it; after a failure the next call begins with a new connection."""
-        try:
-            from kafka.errors import KafkaError  # type: ignore[import-untyped]
-        except ImportError as error:
-            raise FeedError("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
-        try:
-            return work()
-        except (KafkaError, OSError, ValueError) as error:
-            self._drop()
-            raise FeedError(f"kafka topic {self._options.topic}: {error}") from error
+        return reading(f"kafka topic {self._options.topic}", work, self._drop)
 
     def _connected(self) -> KafkaConsumer:
         if self._consumer is None:

@@ -241,6 +241,7 @@ def test_the_topic_in_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     [
         ("{topic: truths}", "labels.topic.bootstrap_servers: is required"),
         ("{bootstrap_servers: [], topic: t}", "names no broker"),
+        ("{bootstrap_servers: ['h:1'], topic: a/b}", "a/b' is no name of a topic"),
         ("{bootstrap_servers: [k], password: hunter2}", "a secret does not belong in a file"),
         ("{bootstrap_servers: [k], ssl_cafile: a.pem}", "only used with security_protocol SSL"),
         ("{bootstrap_servers: ['k:x']}", "is not host:port"),
