@@ -231,7 +231,7 @@ class Pipeline:
     # --- alerts -------------------------------------------------------------------------------
 
     def _alert(self, transition: Transition, results: Sequence[DriftResult], end: int) -> Alert:
-        episode, result = transition.episode, transition.result
+        result = transition.result
         told: dict[str, Any] = {"samples": self.samples, "windows": self.windows_closed}
         if result is not None:
             told |= evidence(
@@ -241,15 +241,7 @@ class Pipeline:
                 self._novel,
                 self.promises().get(result.test, ""),
             )
-        return Alert(
-            episode.rule,
-            "resolved" if transition.resolved else "firing",
-            episode.severity,
-            episode.started_at,
-            end if transition.resolved else 0,
-            episode.labels,
-            told,
-        )
+        return transition.alert(end, told)
 
     def promises(self) -> Mapping[str, str]:
         """Drift test → how often it may be wrong, in words."""

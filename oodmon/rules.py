@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from oodmon.errors import ContractError
-from oodmon.records import ALL, DriftResult
+from oodmon.records import ALL, Alert, DriftResult
 
 __all__ = ["Episode", "Rule", "Rules", "Transition"]
 
@@ -92,6 +92,18 @@ class Transition:
     def resolved(self) -> bool:
         """True where the episode is over."""
         return not self.episode.firing
+
+    def alert(self, end: int, evidence: Mapping[str, Any]) -> Alert:
+        """What people are told; `end`, ns, is when it was over, if it is."""
+        return Alert(
+            self.episode.rule,
+            "resolved" if self.resolved else "firing",
+            self.episode.severity,
+            self.episode.started_at,
+            end if self.resolved else 0,
+            self.episode.labels,
+            evidence,
+        )
 
 
 class Rules:

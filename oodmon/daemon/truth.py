@@ -141,21 +141,13 @@ class Truth:
         seen: int,
         end: int,
     ) -> Alert:
-        episode, result = transition.episode, transition.result
+        result = transition.result
         told: dict[str, Any] = {"samples": seen}
         if result is not None:
             streams = [(one, moved) for one in results if one.detector != ALL]
             told |= evidence(result, streams, {}, (), self.promise)
             told["summary"] = _summary(result, moved, resolved=transition.resolved)
-        return Alert(
-            episode.rule,
-            "resolved" if transition.resolved else "firing",
-            episode.severity,
-            episode.started_at,
-            end if transition.resolved else 0,
-            episode.labels,
-            told,
-        )
+        return transition.alert(end, told)
 
 
 def _histogram(judged: int, wrong: int) -> Histogram:
