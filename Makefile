@@ -53,7 +53,7 @@ acceptance: $(STAMP)  ## the same with their figures, in docs/acceptance.md (som
 	  tests/flows --figures=docs/measured/acceptance.json $(ACCEPTANCE)
 	$(BIN)/python -m docs.generate
 
-faults: $(STAMP)  ## every fault of production by real processes, some 200 runs (FAULTS="--runs 53")
+faults: $(STAMP)  ## every fault of production by real processes, some 220 runs (FAULTS="--runs 53")
 	$(BIN)/python -m tests.faults $(FAULTS)
 
 soak: $(STAMP)  ## the highest rate for ten minutes; nothing may grow (SOAK="--seconds 60")

@@ -23,7 +23,7 @@ from tests.servers.processes import free_port
 def main() -> int:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
-    parser.add_argument("--runs", type=int, default=212, help="over all faults and databases")
+    parser.add_argument("--runs", type=int, default=220, help="over all faults and databases")
     parser.add_argument("--seed", type=int, default=0, help="of the first run")
     parser.add_argument("--only", default="", help="faults whose name holds this")
     parser.add_argument("--samples", type=int, default=1_000_000, help="of the backlog; 0: none")

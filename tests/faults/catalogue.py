@@ -159,8 +159,14 @@ def _sqlite_full(run: Run, rng: np.random.Generator) -> None:
 # databases
 
 
-def _locked(run: Run, rng: np.random.Generator) -> None:
-    seconds = float(rng.uniform(0.3, 0.9))
+def _locked(shortest: float, longest: float) -> Callable[[Run, np.random.Generator], None]:
+    def action(run: Run, rng: np.random.Generator) -> None:
+        _lock(run, float(rng.uniform(shortest, longest)))
+
+    return action
+
+
+def _lock(run: Run, seconds: float) -> None:
     if run.url.startswith("sqlite"):
         with closing(sqlite3.connect(run.url.partition(":///")[2], timeout=20)) as other:
             other.execute("BEGIN EXCLUSIVE")
@@ -295,7 +301,8 @@ _BY_SPOOL = (
     Fault("spool: bit-flipped frame", _harm("flipped")),
     Fault("spool: full disk", _once(_spool_full)),
     Fault("database: full disk", _once(_sqlite_full), ("sqlite",)),
-    Fault("database: locked", _once(_locked)),
+    Fault("database: locked", _once(_locked(0.3, 0.9))),
+    Fault("database: locked for half a minute", _once(_locked(30.0, 31.0))),
     Fault("database: server stopped", _server_stops, ("postgresql",)),
     Fault("broker: stopped and started", _once(_broker_stops)),
     Fault("broker: slow", _once(_proxied("slow"))),

@@ -55,7 +55,8 @@ RUNS = (
 
 def test_every_fault_is_in_one_of_the_runs() -> None:
     named = {name for run in RUNS for name in run.name.split(" + ")}
-    assert named == {fault.name for fault in FAULTS}
+    # a lock of half a minute is for `make faults`
+    assert named == {f.name for f in FAULTS} - {"database: locked for half a minute"}
 
 
 @pytest.fixture(scope="module")
