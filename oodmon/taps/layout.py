@@ -241,11 +241,26 @@ def _find_trunk(model: nn.Module, head: str) -> str:
         best = max(sizes, key=lambda path: sizes[path], default="")
         if not best or total == 0 or sizes[best] < _TRUNK_SHARE * total:
             return trunk
-        inner = [type(child) for child in model.get_submodule(best).children()]
         numbered = [n for n, _ in module.named_children() if _NUMBERED_STAGE.match(n)]
-        if len(numbered) > 1 or len(inner) < 1:
+        if len(numbered) > 1 or _is_dense_end(module, model.get_submodule(best)):
             return trunk
         trunk = best
+
+
+def _is_dense_end(module: nn.Module, heaviest: nn.Module) -> bool:
+    """Whether it is linear maps behind convolutions: most of a small CNN's parameters, no map.
+
+    A transformer's blocks, behind the convolution that makes its patches, are modules of their own.
+    """
+    plain = all(
+        isinstance(inner, nn.Sequential) or not any(True for _ in inner.children())
+        for inner in heaviest.modules()
+    )
+    return plain and _convolves(module) and not _convolves(heaviest)
+
+
+def _convolves(module: nn.Module) -> bool:
+    return any(isinstance(inner, _CONVS) for inner in module.modules())
 
 
 def _body_size(model: nn.Module, path: str, head: str) -> int:

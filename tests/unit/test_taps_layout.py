@@ -46,6 +46,20 @@ def test_a_heavy_classifier_does_not_hide_the_body() -> None:
     assert discover(model).names["stage1"] == "features.2"
 
 
+def test_heavy_linear_maps_behind_convolutions_are_not_the_trunk() -> None:
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b1 = nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU())
+            self.b2 = nn.Sequential(nn.Conv2d(4, 8, 3, 2), nn.ReLU())
+            self.fc = nn.Sequential(nn.Flatten(), nn.Linear(512, 128), nn.ReLU())
+            self.head = nn.Linear(128, 10)
+
+    layout = discover(Small())
+    assert layout.head == "head"
+    assert [layout.names[f"stage{n}"] for n in (1, 2, 3)] == ["b1", "b2", "fc"]
+
+
 def test_long_rows_of_blocks_are_thinned_to_quarters() -> None:
     names = discover(ViTLike(depth=12)).names
     assert [names[f"stage{n}"] for n in (1, 2, 3, 4)] == [
