@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from river.drift import ADWIN
 
-from oodmon.series import HISTORY
+from oodmon.drift.series import HISTORY
 
 
 def lower(exposure: float, alarms: int) -> float:

@@ -1,7 +1,7 @@
 """What a config's drift tests would do, before they are switched on: run lengths and delays.
 
 The pipeline itself is run on scores that are drawn from the calibrations, without a change and with
-named ones, and compared with the CUSUM that knows the change (`oodmon.yardstick`).
+named ones, and compared with the CUSUM that knows the change (`oodmon.drift.yardstick`).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from scipy.special import ndtr, ndtri
 
 from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
+from oodmon.drift.yardstick import Yardstick
 from oodmon.pipeline import Pipeline
 from oodmon.records import ALL, DriftResult, ScoreBatch
 from oodmon.windows import Windowing
-from oodmon.yardstick import Yardstick
 
 __all__ = ["CHANGES", "Change", "Outcome", "Plan", "Quiet", "best"]
 

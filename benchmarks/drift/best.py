@@ -1,4 +1,4 @@
-"""The best possible delay on each stream: the CUSUM that knows both laws (`oodmon.yardstick`)."""
+"""The best possible delay on each stream: the CUSUM that knows both laws (`drift.yardstick`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.special import ndtri
 
 from benchmarks.drift.streams import Change, Pools, Stream
-from oodmon.yardstick import Yardstick
+from oodmon.drift.yardstick import Yardstick
 
 __all__ = ["best"]
 

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-
 from benchmarks.drift.contender import F8, Contender
+
 from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
+from oodmon.drift.resampling import Held
+from oodmon.drift.thresholds import tune, tuned
+from oodmon.drift.tuned import Tunable
 from oodmon.records import ALL, ScoreBatch, Window
 from oodmon.registry import drift
-from oodmon.resampling import Held
-from oodmon.thresholds import tune, tuned
-from oodmon.tuned import Tunable
 from oodmon.windows import Windowing, Windows
 
 __all__ = ["OURS", "Ours"]

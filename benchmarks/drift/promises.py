@@ -16,11 +16,11 @@ import numpy as np
 
 from benchmarks.drift.streams import autoregressive
 from oodmon.calibration import Calibration
+from oodmon.drift.resampling import Held, block_length
+from oodmon.drift.thresholds import tune, tuned
+from oodmon.drift.tuned import Tunable
 from oodmon.records import BIN_EDGES, Histogram, Window
 from oodmon.registry import drift
-from oodmon.resampling import Held, block_length
-from oodmon.thresholds import tune, tuned
-from oodmon.tuned import Tunable
 
 PROMISE = 500
 SAMPLES = 256

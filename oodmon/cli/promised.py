@@ -64,9 +64,9 @@ def promise(path: str, fitting: Fitting, samples: int, *, in_order: bool, seed: 
 def _find(config: Config, fitting: Fitting, samples: int, *, in_order: bool, seed: int) -> None:
     """Find and store the threshold of every test that has a promise to be tuned to."""
     from oodmon.config import build
-    from oodmon.resampling import Held, block_length
-    from oodmon.thresholds import tune
-    from oodmon.tuned import Tunable
+    from oodmon.drift.resampling import Held, block_length
+    from oodmon.drift.thresholds import tune
+    from oodmon.drift.tuned import Tunable
 
     half = build.daemon_half(config)
     context = half.calibration.ranked_within

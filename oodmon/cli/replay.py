@@ -163,9 +163,9 @@ def rehearse(config: Config, windows: Iterable[Window]) -> tuple[list[DriftResul
     """Drift tests and rules over closed windows, as the pipeline takes them."""
     from oodmon.cells import Cells
     from oodmon.config import build
+    from oodmon.pipeline.streams import Streams
     from oodmon.records import Window
     from oodmon.rules import Rules
-    from oodmon.streams import Streams
 
     half = build.daemon_half(config)
     name, version = config.model.name, config.model.version

@@ -11,14 +11,14 @@ from oodmon.calibration import Calibration
 from oodmon.config.fields import names_path
 from oodmon.config.schema import AgentSection, Config, DaemonSection, EventKind
 from oodmon.contracts import Detector, DriftTest, Sink
+from oodmon.drift.thresholds import Threshold, tuned
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ConfigError, StateError
 from oodmon.labelling import LABELS
 from oodmon.pipeline import Pipeline
 from oodmon.rules import Rule
 from oodmon.store.events import Store
-from oodmon.thresholds import Threshold, tuned
 from oodmon.triggers.guard import Guard
-from oodmon.tuned import Tunable
 
 if TYPE_CHECKING:
     from oodmon.detectors import Scorer

@@ -15,8 +15,8 @@ import numpy as np
 
 from oodmon.calibration import NORMAL_SCORES
 from oodmon.drift.accuracy_loss import AccuracyLoss
-from oodmon.evidence import evidence
 from oodmon.labelling import LABELS, Labelling
+from oodmon.pipeline.evidence import evidence
 from oodmon.records import ALL, Alert, DriftResult, Fact, Histogram, Window
 from oodmon.rules import Rule, Rules, Transition
 from oodmon.store.outcomes import Outcome

@@ -13,12 +13,12 @@ import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
 from oodmon.contracts import Arrays, DriftTest, Paper
+from oodmon.drift.neighbours import Neighbours
+from oodmon.drift.together import LOG10_FLOOR, together
 from oodmon.errors import ContractError
-from oodmon.neighbours import Neighbours
 from oodmon.promises import Promise
 from oodmon.records import DriftResult, Histogram, Window
 from oodmon.registry import drift
-from oodmon.together import LOG10_FLOOR, together
 
 __all__ = ["AccuracyLoss"]
 

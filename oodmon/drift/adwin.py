@@ -12,11 +12,11 @@ import numpy.typing as npt
 from river.drift import ADWIN
 
 from oodmon.contracts import Paper
+from oodmon.drift.series import Series, standing
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
-from oodmon.series import Series, standing
-from oodmon.tuned import Tunable
 
 __all__ = ["Adwin"]
 
@@ -58,7 +58,7 @@ class Adwin(Tunable[_State]):
     """Drops old windows as soon as two halves of what is kept differ in their means.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
-               against the reference (`oodmon.series`)
+               against the reference (`oodmon.drift.series`)
     Statistic  windows that the newest one made it drop as outdated; river.drift.ADWIN, which looks
                for a change at every window
     Threshold  1; river's `delta` comes from `run_length_windows`, by a table simulated on N(0, 1)

@@ -14,15 +14,15 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.bets import bets
 from oodmon.contracts import Arrays, DriftTest, Paper
+from oodmon.drift.bets import bets
+from oodmon.drift.neighbours import Neighbours
+from oodmon.drift.together import LOG10_FLOOR, together
+from oodmon.drift.wealth import Wealth
 from oodmon.errors import ContractError
-from oodmon.neighbours import Neighbours
 from oodmon.promises import Promise
 from oodmon.records import BIN_EDGES, DriftResult, Window
 from oodmon.registry import drift
-from oodmon.together import LOG10_FLOOR, together
-from oodmon.wealth import Wealth
 
 __all__ = ["Budget"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import chdtrc, chdtri
 
 from oodmon.contracts import Paper
-from oodmon.judged import Judged, Verdict
+from oodmon.drift.judged import Judged, Verdict
 from oodmon.records import Window
 from oodmon.registry import drift
 

@@ -11,8 +11,8 @@ import numpy as np
 from scipy.special import gammaln, kve
 
 from oodmon.contracts import Paper
+from oodmon.drift.judged import Judged, Verdict, gaps
 from oodmon.drift.wasserstein import along
-from oodmon.judged import Judged, Verdict, gaps
 from oodmon.records import Window
 from oodmon.registry import drift
 

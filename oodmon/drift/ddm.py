@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.contracts import Paper
+from oodmon.drift.series import exceeding
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
-from oodmon.series import exceeding
-from oodmon.tuned import Tunable
 
 __all__ = ["Ddm"]
 

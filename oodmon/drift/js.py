@@ -11,9 +11,9 @@ import numpy as np
 from scipy.special import chdtrc, chdtri
 
 from oodmon.contracts import Paper
+from oodmon.drift.judged import Judged, Verdict
 from oodmon.drift.psi import coarse_shares
 from oodmon.errors import ContractError
-from oodmon.judged import Judged, Verdict
 from oodmon.records import Window
 from oodmon.registry import drift
 

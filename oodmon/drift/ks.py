@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from oodmon.contracts import Paper
-from oodmon.judged import Judged, Verdict, gaps
+from oodmon.drift.judged import Judged, Verdict, gaps
 from oodmon.records import Window
 from oodmon.registry import drift
 

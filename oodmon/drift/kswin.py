@@ -12,11 +12,11 @@ import numpy.typing as npt
 from river.drift import KSWIN
 
 from oodmon.contracts import Paper
+from oodmon.drift.series import Series, standing
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
-from oodmon.series import Series, standing
-from oodmon.tuned import Tunable
 
 __all__ = ["Kswin"]
 
@@ -36,7 +36,7 @@ class Kswin(Tunable[_State]):
     """Compares the latest windows with as many drawn from those before, at every window.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
-               against the reference (`oodmon.series`)
+               against the reference (`oodmon.drift.series`)
     Statistic  -log10 of the two-sample Kolmogorov–Smirnov p-value of the last `recent_windows`
                values against as many drawn from the `memory_windows` - `recent_windows` before
                them; river.drift.KSWIN with a fixed seed

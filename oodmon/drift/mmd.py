@@ -14,8 +14,8 @@ from scipy.special import ndtr
 
 from oodmon.calibration import NORMAL_SCORES
 from oodmon.contracts import Paper
+from oodmon.drift.judged import Judged, Verdict
 from oodmon.errors import ContractError
-from oodmon.judged import Judged, Verdict
 from oodmon.records import BIN_EDGES, Window
 from oodmon.registry import drift
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from river.drift import PageHinkley as RiverPageHinkley
 
 from oodmon.contracts import Paper
+from oodmon.drift.series import Series, standing
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
-from oodmon.series import Series, standing
-from oodmon.tuned import Tunable
 
 __all__ = ["PageHinkley"]
 
@@ -63,7 +63,7 @@ class PageHinkley(Tunable[_State]):
     """Cumulative deviation of the windows' mean normal score from its own mean, in both directions.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
-               against the reference (`oodmon.series`)
+               against the reference (`oodmon.drift.series`)
     Statistic  the larger of the two cumulative sums of deviations from the running mean beyond 0.25
                standard deviations, measured from its extreme; river.drift.PageHinkley
     Threshold  from `run_length_windows`, by a table simulated on N(0, 1) values

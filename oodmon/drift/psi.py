@@ -12,8 +12,8 @@ import numpy.typing as npt
 from scipy.special import chdtrc, chdtri
 
 from oodmon.contracts import Paper
+from oodmon.drift.judged import Judged, Verdict
 from oodmon.errors import ContractError
-from oodmon.judged import Judged, Verdict
 from oodmon.records import BIN_EDGES, Window
 from oodmon.registry import drift
 

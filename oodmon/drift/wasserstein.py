@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.contracts import Paper
-from oodmon.judged import Judged, Verdict, gaps
+from oodmon.drift.judged import Judged, Verdict, gaps
 from oodmon.records import Window
 from oodmon.registry import drift
 

@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.doubtful import at_most
-from oodmon.neighbours import Neighbours
+from oodmon.drift.neighbours import Neighbours
 from oodmon.records import ALL, BIN_EDGES
+from oodmon.report.doubtful import at_most
 
 __all__ = ["SHOWN", "Flags", "flags"]
 
@@ -29,7 +29,7 @@ class Flags:
         samples: that were scored.
         levels: thresholds of the tail probability, ascending.
         flagged: samples at or below each of them.
-        doubtful: of these, in-distribution at most; all hold together (`oodmon.doubtful`).
+        doubtful: of these, in-distribution at most; all hold together (`oodmon.report.doubtful`).
         start: place of the threshold at which the most samples are novel for certain.
     """
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from oodmon import thresholds
 from oodmon.calibration import Calibration
 from oodmon.cli.promised import promise
 from oodmon.config import build
 from oodmon.config.parse import load
+from oodmon.drift import thresholds
 from oodmon.fitting import Fitted, Fitting
 
 CONFIG = """\

@@ -11,9 +11,9 @@ from river.drift.binary import DDM
 from oodmon.contracts import DriftTest
 from oodmon.drift.ddm import Ddm
 from oodmon.drift.hddm import Hddm
+from oodmon.drift.series import exceeding
 from oodmon.errors import ContractError
 from oodmon.records import BIN_EDGES, DriftResult, Histogram, Window
-from oodmon.series import exceeding
 
 TESTS = [Hddm(), Hddm(decay=0.05), Ddm(deviations=5.0)]
 

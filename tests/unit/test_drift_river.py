@@ -15,8 +15,8 @@ from oodmon.drift import adwin, page_hinkley
 from oodmon.drift.adwin import Adwin
 from oodmon.drift.kswin import Kswin
 from oodmon.drift.page_hinkley import PageHinkley
+from oodmon.drift.series import HISTORY
 from oodmon.errors import ContractError
-from oodmon.series import HISTORY
 
 TESTS: list[DriftTest[Any]] = [Adwin(1_000.0), PageHinkley(1_000.0), Kswin(1_000.0)]
 

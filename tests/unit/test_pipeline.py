@@ -13,8 +13,8 @@ from oodmon.contracts import DriftTest
 from oodmon.drift.budget import Budget
 from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.errors import ContractError, StateError
-from oodmon.flagged import cut_at
 from oodmon.pipeline import Pipeline
+from oodmon.pipeline.flagged import cut_at
 from oodmon.records import ALL, DriftResult, Exceedance, Fact, Notice, ScoreBatch, Window
 from oodmon.rules import Rule
 from oodmon.windows import Windowing

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from oodmon.calibration import Calibration
 from oodmon.cli import main
 from oodmon.drift.ks import KolmogorovSmirnov
+from oodmon.drift.yardstick import Yardstick
 from oodmon.planning import CHANGES, Change, Plan, best
 from oodmon.windows import Windowing
-from oodmon.yardstick import Yardstick
 
 ROOT = Path(__file__).resolve().parents[2]
 

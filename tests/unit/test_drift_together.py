@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from oodmon.drift.together import LOG10_FLOOR, together
 from oodmon.records import ALL, DriftResult
-from oodmon.together import LOG10_FLOOR, together
 
 
 def _result(statistic: float, detector: str) -> DriftResult:

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
-from oodmon.tuned import Tunable
 
 __all__ = ["Judged", "Verdict", "gaps"]
 

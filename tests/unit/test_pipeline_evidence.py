@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from oodmon.evidence import evidence
+from oodmon.pipeline.evidence import evidence
 from oodmon.records import ALL, DriftResult
 
 

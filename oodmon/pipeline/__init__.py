@@ -15,15 +15,16 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration
 from oodmon.cells import Cells
 from oodmon.contexts import Context
 from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
-from oodmon.evidence import evidence, leading
-from oodmon.flagged import Flagged
-from oodmon.movements import Movements, is_suspicious
+from oodmon.pipeline.accuracy import Accuracy
+from oodmon.pipeline.evidence import evidence, leading
+from oodmon.pipeline.flagged import Flagged
+from oodmon.pipeline.movements import Movements, is_suspicious
+from oodmon.pipeline.streams import Streams
 from oodmon.records import (
     Alert,
     DriftResult,
@@ -34,7 +35,6 @@ from oodmon.records import (
     Window,
 )
 from oodmon.rules import Rule, Rules, Transition
-from oodmon.streams import Streams
 from oodmon.windows import Closed, Windowing, Windows
 from oodmon.wire import pack, unpack
 

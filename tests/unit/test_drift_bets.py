@@ -7,9 +7,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from oodmon.bets import bets
+from oodmon.drift.bets import bets
+from oodmon.drift.neighbours import Alike
 from oodmon.errors import ContractError
-from oodmon.neighbours import Alike
 from oodmon.records import BIN_EDGES
 
 BINS = len(BIN_EDGES) - 1

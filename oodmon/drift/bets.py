@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
+from oodmon.drift.neighbours import Alike
 from oodmon.errors import ContractError
-from oodmon.neighbours import Alike
 from oodmon.records import BIN_EDGES
 
 __all__ = ["F8", "LEAST_VARIANCE", "Bets", "bets"]

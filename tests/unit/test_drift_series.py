@@ -8,8 +8,8 @@ from scipy.integrate import quad
 from scipy.special import ndtr, ndtri
 
 from oodmon.calibration import NORMAL_SCORES
+from oodmon.drift.series import HISTORY, Series, standing
 from oodmon.records import BIN_EDGES, Histogram
-from oodmon.series import HISTORY, Series, standing
 
 
 def histogram(counts: np.ndarray) -> Histogram:

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oodmon.errors import ContractError
-from oodmon.panes import Bins, Cell, Last, Rows, Stream, dense
 from oodmon.records import Histogram, ScoreBatch, Window
+from oodmon.windows.panes import Bins, Cell, Last, Rows, Stream, dense
 
 __all__ = ["Closed", "Windowing", "Windows"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from oodmon.accuracy import Accuracy
 from oodmon.calibration import EXPECTED_ERROR, Calibration, expected_errors
 from oodmon.cells import Cells
 from oodmon.cli.replay import stored_windows
@@ -17,6 +16,7 @@ from oodmon.daemon.observe import Observer
 from oodmon.drift.accuracy_loss import AccuracyLoss
 from oodmon.drift.budget import Budget
 from oodmon.pipeline import Pipeline
+from oodmon.pipeline.accuracy import Accuracy
 from oodmon.records import Fact, Histogram, Window
 from oodmon.report import build
 from oodmon.report.accuracy import estimates

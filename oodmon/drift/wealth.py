@@ -14,8 +14,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.bets import F8, Bets
-from oodmon.neighbours import Neighbours
+from oodmon.drift.bets import F8, Bets
+from oodmon.drift.neighbours import Neighbours
 from oodmon.ranks import ranked
 from oodmon.records import Histogram
 

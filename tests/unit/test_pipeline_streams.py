@@ -9,9 +9,9 @@ import numpy as np
 
 from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
+from oodmon.pipeline.streams import Streams
 from oodmon.records import Histogram, Window
 from oodmon.registry import drift
-from oodmon.streams import Streams
 from oodmon.wire import pack, unpack
 
 SEGMENTS = ("x", "y", "z")

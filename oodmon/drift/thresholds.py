@@ -1,6 +1,6 @@
 """Which threshold keeps a promise: found on windows that are resampled from the reference.
 
-For tests that can be tuned (`oodmon.tuned`). `tune` runs a test over windows in which nothing
+For tests that can be tuned (`oodmon.drift.tuned`). `tune` runs a test over windows in which nothing
 changed, at several of its textbook run lengths, and takes the one whose measured run length is the
 promised one. Beyond what can be simulated the line through the logarithms of both goes on.
 """
@@ -21,11 +21,11 @@ import numpy.typing as npt
 from oodmon.calibration import Calibration
 from oodmon.contexts import Context
 from oodmon.contracts import DriftTest
+from oodmon.drift.judged import Judged
+from oodmon.drift.resampling import Held, resampled
+from oodmon.drift.tuned import Tunable, Tuned
 from oodmon.errors import StateError
-from oodmon.judged import Judged
 from oodmon.promises import Promise
-from oodmon.resampling import Held, resampled
-from oodmon.tuned import Tunable, Tuned
 
 __all__ = ["Threshold", "tune", "tuned"]
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from oodmon.drift.budget import Budget
-from oodmon.movements import Movements, is_suspicious
 from oodmon.pipeline import Pipeline
+from oodmon.pipeline.movements import Movements, is_suspicious
 from oodmon.records import DriftResult, Window
 from oodmon.rules import Rule
 from oodmon.windows import Windowing

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from oodmon.calibration import NORMAL_SCORES
-from oodmon.neighbours import Alike, Neighbours
+from oodmon.drift.neighbours import Alike, Neighbours
 
 NONE = np.zeros(64, np.int64)
 

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from oodmon import thresholds
 from oodmon.calibration import Calibration
 from oodmon.cells import Cells
 from oodmon.config import build
 from oodmon.config.parse import load
 from oodmon.contexts import Context
+from oodmon.drift import thresholds
 from oodmon.drift.adwin import Adwin
 from oodmon.drift.ddm import Ddm
 from oodmon.drift.hddm import Hddm
 from oodmon.drift.ks import KolmogorovSmirnov
 from oodmon.drift.page_hinkley import PageHinkley
+from oodmon.drift.resampling import Held, block_length, resampled
+from oodmon.drift.thresholds import Threshold, tune, tuned
+from oodmon.drift.tuned import Tunable
 from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, Histogram, ScoreBatch, Window
-from oodmon.resampling import Held, block_length, resampled
-from oodmon.thresholds import Threshold, tune, tuned
-from oodmon.tuned import Tunable
 
 SAMPLES = 64
 KS = KolmogorovSmirnov(false_alarms="1 per 100 windows")

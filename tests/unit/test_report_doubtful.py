@@ -7,8 +7,8 @@ import numpy.typing as npt
 import pytest
 
 from oodmon.calibration import Calibration
-from oodmon.doubtful import at_most
 from oodmon.records import BIN_EDGES
+from oodmon.report.doubtful import at_most
 
 BINS = len(BIN_EDGES) - 1
 
