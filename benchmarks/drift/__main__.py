@@ -34,8 +34,8 @@ from benchmarks.drift.streams import load
 from benchmarks.drift.worker import Cell, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = Plan(repetitions=20, seconds=0.6)
-LONG = Plan(repetitions=100, seconds=20.0, shares=(0.01, 0.05, 0.2, 1.0))
+SHORT = Plan(repetitions=20, seconds=0.4)
+LONG = Plan(repetitions=100, seconds=10.0, shares=(0.01, 0.05, 0.2, 1.0))
 DATA = Path(os.environ.get("OODMON_TEST_DATA", ROOT.parent / "shared" / "data"))
 Alarms = dict[str, list[int]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Contender", "OneByOne", "Tumbling"]
+__all__ = ["Contender", "OneByOne", "SideBySide", "Tumbling"]
 
 F8 = npt.NDArray[np.float64]
 READY = 40
@@ -37,6 +37,19 @@ class Contender(ABC):
         """State that a restart needs beside the reference, where that can be told apart.
 
         0 where it cannot be stored.
+        """
+
+
+class SideBySide(Contender):
+    """A contender that takes all repetitions of a cell together."""
+
+    @abstractmethod
+    def first_alarms(
+        self, references: Sequence[F8], values: Sequence[F8], quiet: int
+    ) -> list[tuple[int, int]]:
+        """Per repetition: values up to the first alarm after `quiet` of them, and alarms before.
+
+        0 values say that none came; after an alarm before `quiet` it starts anew.
         """
 
 

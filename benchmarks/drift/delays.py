@@ -1,6 +1,6 @@
 """How late the budget is, many streams side by side: at its promise, and at equal run length.
 
-python -m benchmarks.drift.delays [--runs 100] [--sizes 1000] [--phis 0,0.3,0.6] [--rows 8]
+python -m benchmarks.drift.delays [--runs 100] [--sizes 1000] [--phis 0,0.3,0.6] [--rows 1]
 
 Each run has a reference, 1,000 quiet samples and a change of its own. Two figures for each change:
 the delay at the promise, against the best that is possible (CUSUM that knows both laws) at the run
@@ -16,20 +16,15 @@ import argparse
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks.drift.best import best
+from benchmarks.drift.contender import F8
+from benchmarks.drift.side import evidence
 from benchmarks.drift.streams import QUIET, SYNTHETIC, Change, Stream
-from oodmon.calibration import Calibration
 from oodmon.drift.budget import Budget
-from oodmon.records import ScoreBatch
-from oodmon.windows import Windowing, Windows
 
-F8 = npt.NDArray[np.float64]
-
-SECOND = 1_000_000_000
 AT_A_TIME = 100
-"""Runs whose windows close together; a pipeline takes 256 segments."""
+"""Runs that are judged together."""
 AFTER = {"mean +0.5 sd": 1_000, "mean +1 sd": 400, "spread x1.25": 1_500, "5 % novel": 2_000}
 """Samples after a change, on independent scores."""
 
@@ -40,36 +35,6 @@ def repeated(rng: np.random.Generator, size: int, phi: float) -> F8:
     fresh = np.where(rng.random(size) < phi, 0, np.arange(size))
     found: F8 = values[np.maximum.accumulate(fresh)]
     return found
-
-
-def evidence(
-    budget: Budget, rows: int, references: list[F8], values: F8
-) -> npt.NDArray[np.float64]:
-    """(windows, runs) log10 of the evidence after each window of each run."""
-    known = [Calibration.from_scores("d", "", reference) for reference in references]
-    names = tuple(f"{run:04}" for run in range(len(known)))
-    states = [budget.start(each.reference()) for each in known]
-    bins = np.stack([k.bins(v.astype(np.float32)) for k, v in zip(known, values, strict=True)])
-    segment = np.arange(len(known), dtype=np.int32).repeat(rows)
-    windows = Windows("m", "1", Windowing(1.0, allowed_lateness_seconds=0.0))
-    found = []
-    for at in range(values.shape[1] // rows + 1):
-        taken = slice(at * rows, (at + 1) * rows)
-        scores = values[:, taken].astype(np.float32).ravel()
-        last = not len(scores) or taken.stop > values.shape[1]
-        if not last:
-            when = (at + 1) * SECOND
-            batch = ScoreBatch(
-                "m", "1", "s", at, when, {"d": scores}, {}, segment=segment, segments=names
-            )
-            windows.add(batch, {"d": bins[:, taken].ravel()})
-        closed = windows.advance((at + 3) * SECOND) if last else windows.close()
-        panes = [each.pane for each in closed]
-        if panes:
-            told = budget.step_all(states, panes, ["d"] * len(panes))
-            states = [state for state, _ in told]
-            found.append([result.statistic for _, result in told])
-    return np.array(found)
 
 
 def measured(
@@ -86,7 +51,7 @@ def measured(
             values = [repeated(rng, quiet + after, stream.phi) for rng in rngs]
         else:
             values = [stream.draw(rng, quiet, after, change, {}) for rng in rngs]
-        found.append(evidence(budget, rows, references, np.stack(values)))
+        found.append(evidence(budget, rows, references, values))
     return np.concatenate(found, axis=1)
 
 
@@ -123,7 +88,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--sizes", default="1000")
     parser.add_argument("--phis", default="0,0.3,0.6")
-    parser.add_argument("--rows", type=int, default=8, help="samples in a window")
+    parser.add_argument("--rows", type=int, default=1, help="samples in a window")
     parser.add_argument("--promise", type=float, default=10_000.0, help="samples")
     parser.add_argument("--control", type=int, default=20_000, help="samples without a change")
     asked = parser.parse_args()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from benchmarks.drift.contender import F8, Contender
 
+from benchmarks.drift.contender import F8, Contender, SideBySide
+from benchmarks.drift.side import Side
 from oodmon.calibration import Calibration
 from oodmon.contracts import DriftTest
+from oodmon.drift.budget import Budget
 from oodmon.drift.resampling import Held
 from oodmon.drift.thresholds import tune, tuned
 from oodmon.drift.tuned import Tunable
@@ -22,8 +24,6 @@ __all__ = ["OURS", "Ours"]
 SECOND = 1_000_000_000
 WINDOW = 16
 """Samples in a base window: one second of event time here."""
-SHORT_WINDOW = 8
-"""The budget's: half a window and more is part of each delay, and the public tests have none."""
 PROMISE = 10_000
 """Values between false alarms that our tests are asked for."""
 
@@ -91,10 +91,38 @@ class Ours(Contender):
         return sum(array.nbytes for array in self.test.freeze(self._state).values())
 
 
-def _budget(promise: float, window: int = SHORT_WINDOW, tolerated: float = 0.0) -> Ours:
-    asked = f"1 per {promise / window:g} windows"
-    test = drift.create("budget", false_alarms=asked, tolerated_fraction=tolerated)
-    return Ours(test, window, promise)
+class Budgeted(SideBySide):
+    """The budget with windows of one sample: as the public tests, it may alarm after each.
+
+    Args:
+        promise: values between false alarms that it is asked for.
+        tolerated: its `tolerated_fraction`.
+    """
+
+    def __init__(self, promise: float, tolerated: float = 0.0) -> None:
+        self.promise = promise
+        self._test = _budget(promise, 1, tolerated)
+
+    def begin(self, reference: F8) -> None:
+        self._reference = reference
+
+    def first_alarm(self, values: F8) -> int:
+        return self.first_alarms([self._reference], [values], 0)[0][0]
+
+    def first_alarms(
+        self, references: Sequence[F8], values: Sequence[F8], quiet: int
+    ) -> list[tuple[int, int]]:
+        side = Side(self._test, 1, references, values)
+        found = side.first_alarms(quiet)
+        self._state = side.states[0]
+        return found
+
+    def state_bytes(self) -> int:
+        return sum(array.nbytes for array in self._test.freeze(self._state).values())
+
+
+def _budget(promise: float, window: int, tolerated: float = 0.0) -> Budget:
+    return Budget(f"1 per {promise / window:g} windows", tolerated_fraction=tolerated)
 
 
 def _tuned(name: str, window: int, **options: Any) -> Ours:
@@ -113,13 +141,13 @@ def _tuned(name: str, window: int, **options: Any) -> Ours:
 
 
 OURS: dict[str, Callable[[], Contender]] = {
-    "oodmon budget 10,000": lambda: _budget(PROMISE),
-    "oodmon budget 1,000": lambda: _budget(1_000),
-    "oodmon budget 100": lambda: _budget(100),
-    "oodmon budget 100,000": lambda: _budget(100_000),
-    "oodmon budget 1,000,000": lambda: _budget(1_000_000),
-    "oodmon budget 10,000, tolerated 1 %": lambda: _budget(PROMISE, tolerated=0.01),
-    "oodmon budget 100,000, windows of 256": lambda: _budget(100_000, 256),
+    "oodmon budget 10,000": lambda: Budgeted(PROMISE),
+    "oodmon budget 1,000": lambda: Budgeted(1_000),
+    "oodmon budget 100": lambda: Budgeted(100),
+    "oodmon budget 100,000": lambda: Budgeted(100_000),
+    "oodmon budget 1,000,000": lambda: Budgeted(1_000_000),
+    "oodmon budget 10,000, tolerated 1 %": lambda: Budgeted(PROMISE, tolerated=0.01),
+    "oodmon budget 100,000, windows of 256": lambda: Ours(_budget(100_000, 256), 256, 100_000),
     "oodmon ks": lambda: _tuned("ks", 64),
     "oodmon cvm": lambda: _tuned("cvm", 64),
     "oodmon js": lambda: _tuned("js", 64),

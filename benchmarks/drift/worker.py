@@ -7,7 +7,6 @@ what need not be run again: [stream, change].
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import time
@@ -17,11 +16,8 @@ from dataclasses import asdict, dataclass
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
-import numpy.typing as npt
-
 from benchmarks.drift import streams as laws
-from benchmarks.drift.contender import Contender
+from benchmarks.drift.contender import F8, Contender, SideBySide
 from benchmarks.drift.streams import QUIET, Change, Pools, Stream
 
 __all__ = ["Cell", "Plan"]
@@ -107,7 +103,7 @@ class _Clock:
         self._begun = time.process_time()
         self._set_up = 0.0
 
-    def begin(self, one: Contender, reference: npt.NDArray[np.float64]) -> None:
+    def begin(self, one: Contender, reference: F8) -> None:
         """Set the contender up for a repetition."""
         start = time.process_time()
         one.begin(reference)
@@ -118,39 +114,67 @@ class _Clock:
         """Seconds, with all."""
         return time.process_time() - self._begun
 
+    @property
+    def fed(self) -> float:
+        """Seconds, less those of setting up."""
+        return self.spent - self._set_up
+
     def up(self, done: int) -> bool:
         """Whether no further repetition is to be begun after so many."""
-        spent, most = self.spent, SLOW * self._seconds
-        fed = spent - self._set_up
+        most = SLOW * self._seconds
         if done >= LEAST:
-            return fed > self._seconds or spent > most
-        return fed > most
+            return self.fed > self._seconds or self.spent > most
+        return self.fed > most
+
+
+def alarms(
+    one: Contender, stream: Stream, change: Change, plan: Plan, pools: Pools, clock: _Clock
+) -> list[tuple[int, int, int]]:
+    """Of each repetition: values up to the first alarm after the change, alarms before, all values.
+
+    0 says that it did not alarm. Without a change every alarm is one after it.
+    """
+    quiet = QUIET if change.name else 0
+    after = plan.after if change.name else plan.control
+
+    def drawn(repetition: int) -> tuple[F8, F8]:
+        rng = stream.generator(change.name, repetition)
+        reference = stream.reference(repetition, plan.reference, pools)
+        return reference, stream.draw(rng, quiet, after, change, pools)
+
+    if isinstance(one, SideBySide):
+        references, values = zip(*map(drawn, range(plan.repetitions)), strict=True)
+        told = one.first_alarms(references, values, quiet)
+        return [(found, false, quiet + after) for found, false in told]
+    done: list[tuple[int, int, int]] = []
+    while len(done) < plan.repetitions and not (done and clock.up(len(done))):
+        reference, stretch = drawn(len(done))
+        clock.begin(one, reference)
+        at, false = 0, 0
+        while at < len(stretch):
+            found = one.first_alarm(stretch[at:])
+            at += found
+            if not found or at > quiet:
+                break
+            false += 1
+            one.begin(reference)
+        done.append((at if at > quiet and found else 0, false, len(stretch)))
+    return done
 
 
 def run_length(one: Contender, name: str, stream: Stream, plan: Plan, pools: Pools) -> Cell:
     """Time to the first alarm without a change, cut at `plan.control`; and the speed."""
     clock = _Clock(plan.seconds)
-    done, alarms, at_risk, spent, fed = 0, 0, 0, 0.0, 0
-    for repetition in range(plan.repetitions):
-        values = stream.draw(stream.generator("", repetition), plan.control, 0, Change(""), pools)
-        clock.begin(one, stream.reference(repetition, plan.reference, pools))
-        start = time.process_time()
-        found = one.first_alarm(values)
-        spent += time.process_time() - start
-        fed += found or len(values)
-        alarms += found > 0
-        at_risk += found or len(values)
-        done += 1
-        if clock.up(done):
-            break
+    done = alarms(one, stream, Change(""), plan, pools, clock)
+    at_risk = sum(found or size for found, _, size in done)
     return Cell(
         name,
         stream.name,
         "",
-        done,
-        alarms,
+        len(done),
+        sum(found > 0 for found, _, _ in done),
         float(at_risk),
-        rate=fed / max(spent, 1e-9),
+        rate=at_risk / max(clock.fed, 1e-9),
         state_bytes=one.state_bytes(),
         promise=one.promise,
         seconds=clock.spent,
@@ -162,45 +186,23 @@ def delay(
 ) -> Cell:
     """Values from the change to the alarm; an alarm before it makes the contender start anew."""
     clock = _Clock(plan.seconds)
-    done, alarms, total, squares, false = 0, 0, 0.0, 0.0, 0
-    for repetition in range(plan.repetitions):
-        reference = stream.reference(repetition, plan.reference, pools)
-        rng = stream.generator(change.name, repetition)
-        values = stream.draw(rng, QUIET, plan.after, change, pools)
-        clock.begin(one, reference)
-        at, waited = 0, math.inf
-        while at < len(values):
-            found = one.first_alarm(values[at:])
-            if not found:
-                break
-            at += found
-            if at > QUIET:
-                waited = at - QUIET
-                break
-            false += 1
-            one.begin(reference)
-        done += 1
-        if math.isfinite(waited):
-            alarms += 1
-            total += waited
-            squares += waited**2
-        if clock.up(done):
-            break
+    done = alarms(one, stream, change, plan, pools, clock)
+    waited = [found - QUIET for found, _, _ in done if found]
     return Cell(
         name,
         stream.name,
         change.name,
-        done,
-        alarms,
-        total,
-        squares,
-        false,
+        len(done),
+        len(waited),
+        float(sum(waited)),
+        float(sum(each**2 for each in waited)),
+        sum(false for _, false, _ in done),
         promise=one.promise,
         seconds=clock.spent,
     )
 
 
-def over_time(one: Contender, values: npt.NDArray[np.float64]) -> list[int]:
+def over_time(one: Contender, values: F8) -> list[int]:
     """Where it alarms on a stream that drifts by itself; it starts anew after each alarm.
 
     The reference is always what came before: the `DRIFTING` values up to the alarm.
@@ -256,8 +258,13 @@ def main() -> None:
         print(json.dumps({"contender": name, "drifting": told, "at": at}), flush=True)
 
 
-def _slow(one: Contender, values: npt.NDArray[np.float64]) -> bool:
-    """Whether it takes too long; one that alarms at once is not asked."""
+def _slow(one: Contender, values: F8) -> bool:
+    """Whether it takes too long; one that alarms at once is not asked.
+
+    Nor is one that is slow only while it is alone.
+    """
+    if isinstance(one, SideBySide):
+        return False
     one.begin(values[:DRIFTING])
     start = time.process_time()
     fed = one.first_alarm(values[DRIFTING : 2 * DRIFTING]) or DRIFTING
