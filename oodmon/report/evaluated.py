@@ -37,6 +37,9 @@ _REACH: Final = 6.0
 _POINTS: Final = 400
 """Of a curve: more than a screen shows."""
 _COLUMNS: Final = 3
+_TICKS: Final = 5
+_PLAIN: Final = (-2, 4)
+"""Scores outside of these powers of ten are written as a number times one: else labels overlap."""
 
 
 def write(
@@ -72,7 +75,7 @@ def write(
         means=_means(table),
         table=table,
         samples=max((len(scores) for scores in inside.values()), default=0),
-        roc=Markup(_curves(inside, found, table)),  # noqa: S704 - ours
+        roc=Markup(_curves(inside, found, table, order)),  # noqa: S704 - ours
         scores=Markup(_scores(inside, found, order[:_PANELS])),  # noqa: S704 - ours
         curves=_CURVES,
         panels=_PANELS,
@@ -105,10 +108,12 @@ def _curves(
     inside: Mapping[str, Scores],
     found: Found,
     table: Mapping[str, Mapping[str, Evaluation | None]],
+    order: list[str],
 ) -> str:
-    """One panel per data set, in each the best detectors."""
+    """One panel per data set, in each the best detectors; one has one look in all of them."""
     columns = min(len(found), _COLUMNS)
     rows = -(-len(found) // columns)
+    looks = {detector: _look(number) for number, detector in enumerate(order)}
 
     def draw(figure: Figure) -> None:
         grid = figure.subplots(rows, columns, squeeze=False)
@@ -119,12 +124,13 @@ def _curves(
             name = list(found)[place]
             judged = {key: one for key, one in table[name].items() if one is not None}
             best = sorted(judged, key=lambda key: -judged[key].auroc)[:_CURVES]
-            for colour, detector in zip(SERIES, best, strict=False):
+            for detector in best:
+                colour, style = looks[detector]
                 flagged, caught = _thinned(
                     *roc(_valid(inside[detector]), _valid(found[name][detector]))
                 )
                 label = f"{plain(detector)} {judged[detector].auroc:.3f}"
-                axes.plot(flagged, caught, color=colour, lw=1.4, label=label)
+                axes.plot(flagged, caught, color=colour, lw=1.4, ls=style, label=label)
             axes.plot([0, 1], [0, 1], color=GRID, lw=1.0, ls="--")
             axes.axhline(0.95, color=MUTED, lw=0.7, ls=":")
             axes.set_xlim(0.0, 1.0)
@@ -177,12 +183,13 @@ def _scores(inside: Mapping[str, Scores], found: Found, shown: list[str]) -> str
                 label="in-distribution",
             )
             for number, (name, scores) in enumerate(sides.items()):
-                colour = SERIES[number % len(SERIES)]
-                style = ("-", "--", ":")[number // len(SERIES) % 3]
+                colour, style = _look(number)
                 axes.stairs(
                     _shares(scores, edges), edges, color=colour, lw=1.3, ls=style, label=plain(name)
                 )
             axes.set_yticks([])
+            axes.locator_params(axis="x", nbins=_TICKS)
+            axes.ticklabel_format(axis="x", scilimits=_PLAIN)
             if place >= len(shown) - columns:
                 axes.set_xlabel("score")
             if place % columns == 0:
@@ -193,6 +200,11 @@ def _scores(inside: Mapping[str, Scores], found: Found, shown: list[str]) -> str
         figure.legend(handles, labels, loc="outside upper right", ncols=min(len(labels), 6))
 
     return svg("scores", 0.7 + 1.9 * rows, draw, "Scores in distribution and of each data set")
+
+
+def _look(number: int) -> tuple[str, str]:
+    """Colour and dashes of the line with this number."""
+    return SERIES[number % len(SERIES)], ("-", "--", ":")[number // len(SERIES) % 3]
 
 
 def _edges(ids: Scores, sides: list[Scores]) -> npt.NDArray[np.float64]:

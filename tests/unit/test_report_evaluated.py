@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.axes import Axes
 
 from oodmon.evaluate import evaluate
 from oodmon.report.evaluated import write
@@ -80,3 +83,48 @@ def test_tables_are_best_first_and_a_dash_where_nothing_was_scored(tmp_path: Pat
     means = [float(row[3]) for row in rows[:-1]]
     assert means == sorted(means, reverse=True)
     assert "none could be scored" in page
+
+
+def test_a_detector_has_one_look_in_every_panel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[str, tuple[str, str]]] = []
+    plot = Axes.plot
+
+    def noted(self: Axes, *values: Any, **options: Any) -> Any:
+        if "label" in options:
+            name = options["label"].rpartition(" ")[0]
+            drawn.append((name, (options["color"], options["ls"])))
+        return plot(self, *values, **options)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    draw = np.random.default_rng(1)
+    names = [f"detector{number}" for number in range(9)]
+    inside = {name: draw.normal(size=200).astype(np.float32) for name in names}
+    found = {
+        data: {
+            name: (draw.normal(size=200) + shift * place).astype(np.float32)
+            for place, name in enumerate(names)
+        }
+        for data, shift in (("rising", 0.4), ("falling", -0.4))
+    }
+    table = {
+        data: {name: evaluate(inside[name], scores) for name, scores in column.items()}
+        for data, column in found.items()
+    }
+    write(tmp_path / "page.html", "net", "1", inside, found, table)
+    looks = set(drawn)
+    assert len(drawn) == 12, "the best six of each set"
+    assert len({name for name, _ in looks}) == len({look for _, look in looks}) == len(looks)
+
+
+def test_labels_of_tiny_scores_do_not_run_into_each_other(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).exponential(1e-5, 400).astype(np.float32)
+    found = {"far": {"gram": ids * 3.0}}
+    table = {"far": {"gram": evaluate(ids, ids * 3.0)}}
+    write(tmp_path / "page.html", "net", "1", {"gram": ids}, found, table)
+    scores = (tmp_path / "page.html").read_text(encoding="utf-8").split("<svg")[2]
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", scores)
+    numbers = [label for label in labels if re.fullmatch(r"[\d.−-]+", label)]
+    assert 2 <= len(numbers) <= 7
+    assert max(map(len, numbers)) <= 4, numbers
