@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 from river.drift import ADWIN
 
 from oodmon.contracts import Paper
-from oodmon.drift.series import Series, standing
-from oodmon.drift.tuned import Tunable
+from oodmon.drift.series import Followed, SeriesTest, standing
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
@@ -46,15 +44,9 @@ def _delta(run_length: float) -> float:
     return float(deltas[-1] * lengths[-1] / run_length)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _State:
-    reference: Window
-    series: Series[ADWIN]
-
-
 @drift.register("adwin")
 @dataclass(frozen=True)
-class Adwin(Tunable[_State]):
+class Adwin(SeriesTest[ADWIN]):
     """Drops old windows as soon as two halves of what is kept differ in their means.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -80,7 +72,6 @@ class Adwin(Tunable[_State]):
     run_length_windows: float = 10_000.0
     false_alarms: str = ""
 
-    disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
         "Learning from time-changing data with adaptive windowing",
         "A. Bifet, R. Gavaldà",
@@ -96,7 +87,8 @@ class Adwin(Tunable[_State]):
             )
         self.check_promise()
 
-    def _build(self) -> ADWIN:
+    def build(self) -> ADWIN:
+        """river's detector at this run length."""
         return ADWIN(delta=_delta(self.run_length_windows), clock=1)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -108,12 +100,9 @@ class Adwin(Tunable[_State]):
         """`run_length_windows` is so many, at least 400."""
         return replace(self, run_length_windows=max(windows, 400.0), false_alarms="")
 
-    def start(self, reference: Window) -> _State:
-        """No window seen."""
-        self.refuse_untuned()
-        return _State(reference, Series(self._build))
-
-    def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
+    def step(
+        self, state: Followed[ADWIN], window: Window, detector: str
+    ) -> tuple[Followed[ADWIN], DriftResult]:
         """Feed one window; an empty one is left out."""
         seen, known = window.histogram(detector), state.reference.histogram(detector)
         stands = standing(seen, known)
@@ -123,7 +112,7 @@ class Adwin(Tunable[_State]):
             series, river = state.series.feed(stands.value)
             drifted = river.drift_detected
             statistic = float(max(width + 1 - river.width, 1)) if drifted else 0.0
-        return _State(state.reference, series), self.result(
+        return Followed(state.reference, series), self.result(
             window,
             state.reference,
             detector,
@@ -131,25 +120,4 @@ class Adwin(Tunable[_State]):
             threshold=1.0,
             drifted=drifted,
             effect=0.0 if stands is None else stands.effect,
-        )
-
-    def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:
-        """The values since the last alarm: at most 8 kB."""
-        return {"values": state.series.values}
-
-    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> _State:
-        """Build river's object again by feeding it the values."""
-        return _State(reference, Series(self._build, np.asarray(arrays["values"], np.float64)))
-
-    def run_length(self, window_seconds: float) -> float:
-        """Windows of one stream between false alarms."""
-        del window_seconds
-        return self.run_length_windows
-
-    def promise(self, window_seconds: float) -> str:
-        """The run length in words."""
-        hours = self.run_length_windows * window_seconds / 3600.0
-        return (
-            f"one false alarm per {self.run_length_windows:,.0f} windows and stream on average "
-            f"({hours:,.1f} hours), on independent samples"
         )

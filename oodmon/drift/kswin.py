@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self
 
-import numpy as np
-import numpy.typing as npt
 from river.drift import KSWIN
 
 from oodmon.contracts import Paper
-from oodmon.drift.series import Series, standing
-from oodmon.drift.tuned import Tunable
+from oodmon.drift.series import Followed, SeriesTest, standing
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
@@ -24,15 +21,9 @@ SMALLEST_P: Final = 1e-300
 """A p-value of 0 is shown as this, so that its logarithm is finite."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _State:
-    reference: Window
-    series: Series[KSWIN]
-
-
 @drift.register("kswin")
 @dataclass(frozen=True)
-class Kswin(Tunable[_State]):
+class Kswin(SeriesTest[KSWIN]):
     """Compares the latest windows with as many drawn from those before, at every window.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -67,7 +58,6 @@ class Kswin(Tunable[_State]):
     seed: int = 0
     false_alarms: str = ""
 
-    disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
         "Reactive soft prototype computing for concept drift streams",
         "C. Raab, M. Heusinger, F.-M. Schleif",
@@ -100,7 +90,8 @@ class Kswin(Tunable[_State]):
     def _alpha(self) -> float:
         return 1.0 / (2.0 * self.run_length_windows)
 
-    def _build(self) -> KSWIN:
+    def build(self) -> KSWIN:
+        """river's detector at this run length."""
         return KSWIN(
             alpha=self._alpha,
             window_size=self.memory_windows,
@@ -119,12 +110,9 @@ class Kswin(Tunable[_State]):
         longest = 0.5 / smallest
         return replace(self, run_length_windows=min(max(windows, 2.0), longest), false_alarms="")
 
-    def start(self, reference: Window) -> _State:
-        """No window seen."""
-        self.refuse_untuned()
-        return _State(reference, Series(self._build))
-
-    def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
+    def step(
+        self, state: Followed[KSWIN], window: Window, detector: str
+    ) -> tuple[Followed[KSWIN], DriftResult]:
         """Feed one window; an empty one is left out."""
         seen, known = window.histogram(detector), state.reference.histogram(detector)
         stands = standing(seen, known)
@@ -135,7 +123,7 @@ class Kswin(Tunable[_State]):
             # Until its memory is full, river leaves the p-value at 0.
             if drifted or len(series.values) >= self.memory_windows:
                 p_value = min(max(float(river.p_value), SMALLEST_P), 1.0)
-        return _State(state.reference, series), self.result(
+        return Followed(state.reference, series), self.result(
             window,
             state.reference,
             detector,
@@ -146,23 +134,6 @@ class Kswin(Tunable[_State]):
             p_value=p_value,
         )
 
-    def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:
-        """The values since the last alarm: at most 8 kB."""
-        return {"values": state.series.values}
-
-    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> _State:
-        """Build river's object again by feeding it the values."""
-        return _State(reference, Series(self._build, np.asarray(arrays["values"], np.float64)))
-
-    def run_length(self, window_seconds: float) -> float:
-        """Windows of one stream between false alarms."""
-        del window_seconds
-        return self.run_length_windows
-
     def promise(self, window_seconds: float) -> str:
-        """The run length in words."""
-        hours = self.run_length_windows * window_seconds / 3600.0
-        return (
-            f"at most one false alarm per {self.run_length_windows:,.0f} windows and stream on "
-            f"average ({hours:,.1f} hours), on independent samples"
-        )
+        """The run length in words: a bound, where the others' is simulated."""
+        return f"at most {super().promise(window_seconds)}"

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 from river.drift import PageHinkley as RiverPageHinkley
 
 from oodmon.contracts import Paper
-from oodmon.drift.series import Series, standing
-from oodmon.drift.tuned import Tunable
+from oodmon.drift.series import Followed, SeriesTest, standing
 from oodmon.errors import ContractError
 from oodmon.records import DriftResult, Window
 from oodmon.registry import drift
@@ -51,15 +49,9 @@ def _threshold(run_length: float) -> float:
     return float(thresholds[-1] + (wanted - logs[-1]) / (2.0 * TOLERANCE))
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _State:
-    reference: Window
-    series: Series[RiverPageHinkley]
-
-
 @drift.register("page_hinkley")
 @dataclass(frozen=True)
-class PageHinkley(Tunable[_State]):
+class PageHinkley(SeriesTest[RiverPageHinkley]):
     """Cumulative deviation of the windows' mean normal score from its own mean, in both directions.
 
     Reads      one value per window: the mean normal score of its tail probabilities, standardised
@@ -83,7 +75,6 @@ class PageHinkley(Tunable[_State]):
     run_length_windows: float = 10_000.0
     false_alarms: str = ""
 
-    disjoint: ClassVar[bool] = True  # overlapping windows are not independent
     paper: ClassVar[Paper | None] = Paper(
         "Continuous inspection schemes",
         "E. S. Page",
@@ -99,7 +90,8 @@ class PageHinkley(Tunable[_State]):
             )
         self.check_promise()
 
-    def _build(self) -> RiverPageHinkley:
+    def build(self) -> RiverPageHinkley:
+        """river's detector at this run length."""
         return RiverPageHinkley(
             min_instances=MIN_WINDOWS,
             delta=TOLERANCE,
@@ -117,12 +109,9 @@ class PageHinkley(Tunable[_State]):
         """`run_length_windows` is so many, at least 50."""
         return replace(self, run_length_windows=max(windows, 50.0), false_alarms="")
 
-    def start(self, reference: Window) -> _State:
-        """No window seen."""
-        self.refuse_untuned()
-        return _State(reference, Series(self._build))
-
-    def step(self, state: _State, window: Window, detector: str) -> tuple[_State, DriftResult]:
+    def step(
+        self, state: Followed[RiverPageHinkley], window: Window, detector: str
+    ) -> tuple[Followed[RiverPageHinkley], DriftResult]:
         """Feed one window; an empty one is left out."""
         seen, known = window.histogram(detector), state.reference.histogram(detector)
         stands = standing(seen, known)
@@ -136,7 +125,7 @@ class PageHinkley(Tunable[_State]):
                     river._sum_increase - river._min_increase,
                     river._max_decrease - river._sum_decrease,
                 )
-        return _State(state.reference, series), self.result(
+        return Followed(state.reference, series), self.result(
             window,
             state.reference,
             detector,
@@ -144,25 +133,4 @@ class PageHinkley(Tunable[_State]):
             threshold=_threshold(self.run_length_windows),
             drifted=drifted,
             effect=0.0 if stands is None else stands.effect,
-        )
-
-    def freeze(self, state: _State) -> Mapping[str, npt.NDArray[Any]]:
-        """The values since the last alarm: at most 8 kB."""
-        return {"values": state.series.values}
-
-    def thaw(self, reference: Window, arrays: Mapping[str, npt.NDArray[Any]]) -> _State:
-        """Build river's object again by feeding it the values."""
-        return _State(reference, Series(self._build, np.asarray(arrays["values"], np.float64)))
-
-    def run_length(self, window_seconds: float) -> float:
-        """Windows of one stream between false alarms."""
-        del window_seconds
-        return self.run_length_windows
-
-    def promise(self, window_seconds: float) -> str:
-        """The run length in words."""
-        hours = self.run_length_windows * window_seconds / 3600.0
-        return (
-            f"one false alarm per {self.run_length_windows:,.0f} windows and stream on average "
-            f"({hours:,.1f} hours), on independent samples"
         )

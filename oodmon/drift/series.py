@@ -9,17 +9,20 @@ built again after a restart.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, Generic, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from oodmon.calibration import NORMAL_SCORES
-from oodmon.records import BIN_EDGES, Histogram
+from oodmon.contracts import Arrays
+from oodmon.drift.tuned import Tunable
+from oodmon.records import BIN_EDGES, Histogram, Window
 
-__all__ = ["HISTORY", "Series", "Standing", "exceeding", "standing"]
+__all__ = ["HISTORY", "Followed", "Series", "SeriesTest", "Standing", "exceeding", "standing"]
 
 HISTORY: Final = 512
 """Values that survive when the memory of a series, twice as long, is full."""
@@ -115,6 +118,56 @@ class Series(Generic[D]):
         if len(values) == 2 * HISTORY:
             return Series(self.build, values[-HISTORY:].copy()), detector
         return Series(self.build, values, detector), detector
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Followed(Generic[D]):
+    """One stream as a `SeriesTest` remembers it."""
+
+    reference: Window
+    series: Series[D]
+
+
+class SeriesTest(Tunable[Followed[D]]):
+    """A drift test that asks a detector of river about one value a window.
+
+    Attributes:
+        run_length_windows: expected windows of one stream between false alarms.
+    """
+
+    run_length_windows: float
+
+    disjoint: ClassVar[bool] = True  # overlapping windows are not independent
+
+    @abstractmethod
+    def build(self) -> D:
+        """A detector that has seen nothing, at the threshold of the run length."""
+
+    def start(self, reference: Window) -> Followed[D]:
+        """No window seen."""
+        self.refuse_untuned()
+        return Followed(reference, Series(self.build))
+
+    def freeze(self, state: Followed[D]) -> Arrays:
+        """The values since the last alarm: at most 8 kB."""
+        return {"values": state.series.values}
+
+    def thaw(self, reference: Window, arrays: Arrays) -> Followed[D]:
+        """Build river's object again by feeding it the values."""
+        return Followed(reference, Series(self.build, np.asarray(arrays["values"], np.float64)))
+
+    def run_length(self, window_seconds: float) -> float:
+        """Windows of one stream between false alarms."""
+        del window_seconds
+        return self.run_length_windows
+
+    def promise(self, window_seconds: float) -> str:
+        """The run length in words."""
+        hours = self.run_length_windows * window_seconds / 3600.0
+        return (
+            f"one false alarm per {self.run_length_windows:,.0f} windows and stream on average "
+            f"({hours:,.1f} hours), on independent samples"
+        )
 
 
 def exceeding(window: Histogram, level: float) -> float:
