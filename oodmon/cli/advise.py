@@ -35,6 +35,8 @@ _QUICK_SAMPLES: Final = 20_000
 
 _QUICK_HELD: Final = 256
 _QUICK_SECONDS: Final = 10.0
+_QUICK_LEARNT: Final = 2.0
+"""What took `oodmon fit` longer to learn does not learn again without a class."""
 
 
 @click.command()
@@ -127,9 +129,10 @@ def after_fit(
     seed: int,
     in_order: bool,
 ) -> None:
-    """What `oodmon fit` says of the detectors that it has just fitted; nothing is learnt again.
+    """What `oodmon fit` says of the detectors that it has just fitted.
 
-    Only where it takes seconds: not where nobody knows how long reading the data again takes.
+    What was quick to learn learns once more without a class, and is then shown it. Only where it
+    takes seconds: not where nobody knows how long reading the data again takes.
     """
     from oodmon.errors import ContractError
     from oodmon.fitting.advice import advise as find
@@ -146,6 +149,11 @@ def after_fit(
                 tap=tap,
                 candidates={},
                 learnt={name: fitted.scorer for name, fitted in fitting.detectors.items()},
+                again=[
+                    name
+                    for name, fitted in fitting.detectors.items()
+                    if fitted.learn_seconds <= _QUICK_LEARNT
+                ],
                 learn_share=learn_share,
                 seed=seed,
                 in_order=in_order,
@@ -157,25 +165,26 @@ def after_fit(
         click.echo(f"no advice: {error}")
         return
     if advice.changes:
-        tell(advice, {})
+        tell(advice, {}, fitted=True)
     click.echo(more)
 
 
-def tell(advice: Advice, others: dict[str, str]) -> None:
-    """The table, who agrees with whom, and what to run."""
+def tell(advice: Advice, others: dict[str, str], *, fitted: bool = False) -> None:
+    """The table, who agrees with whom, and what to run; `fitted`: of what `oodmon fit` learnt."""
     from rich.console import Console
 
     console = Console(highlight=False)
     console.print(
         f"{advice.held} held-out samples against changed copies of them (AUROC; 0.5 sees nothing)"
-        + (f"; {advice.learnt} others to learn from" if advice.learnt else ""),
+        + (f"; {advice.learnt} others to learn from" if advice.learnt and not fitted else ""),
         soft_wrap=True,
     )
     console.print(_table(advice, console.width))
     if any("class" in change for change in advice.changes):
         console.print(
-            "[dim]unseen class: kept from detector and head; the features know it, so a new class "
-            "is harder[/]",
+            "[dim]unseen class: kept from detector and head"
+            + (f", which learn again from {advice.learnt} samples" if fitted else "")
+            + "; the features know it, so a new class is harder[/]",
             soft_wrap=True,
         )
     reasons: dict[str, list[str]] = {}
@@ -198,7 +207,7 @@ def tell(advice: Advice, others: dict[str, str]) -> None:
         return
     spent = sum(advice.verdicts[name].microseconds for name in advice.proposed)
     console.print(
-        f"[bold]proposed[/] for {advice.budget_microseconds:.3g} µs per sample: "
+        f"[bold]• proposed[/] for {advice.budget_microseconds:.3g} µs per sample: "
         f"[bold]{', '.join(advice.proposed)}[/], {spent:.2g} µs together; one of them sees each "
         f"change with a mean AUROC of {advice.coverage:.3f}",
         soft_wrap=True,
@@ -213,7 +222,9 @@ def _table(advice: Advice, width: int) -> Any:
     for header in ("", "detector"):
         table.add_column(header, no_wrap=True)
     for header in ("mean", *advice.changes, "µs"):
-        table.add_column(header, justify="right", overflow="fold", min_width=5 if wide else 4)
+        # a header may be folded between its words, not within one
+        least = max(5 if wide else 4, *map(len, header.split()))
+        table.add_column(header, justify="right", overflow="fold", min_width=least)
     if wide:
         table.add_column("most like", no_wrap=True)
     digits = 3 if wide else 2

@@ -78,8 +78,9 @@ def fit(
     thresholds of drift tests with `false_alarms`. Those are for independent samples unless DATA is
     --in-order: then neighbours stay together, and thresholds allow for how alike they are.
 
-    At the end it tells which corruptions of the held-out samples each detector reacts to, how
-    alike detectors are and what they cost; `oodmon advise` compares them with all others.
+    At the end it tells what each detector reacts to (corruptions of the held-out samples, a class
+    that was kept from it), how alike detectors are, what they cost, and which to run together;
+    `oodmon advise` compares them with all others.
     """
     if not 0.0 < learn_share < 1.0:
         raise click.BadParameter(f"{learn_share} is not in (0, 1)", param_hint="--learn-share")

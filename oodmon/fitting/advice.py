@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -144,6 +144,7 @@ def advise(
     tap: Tap,
     candidates: Mapping[str, Detector],
     learnt: Mapping[str, Scorer] | None = None,
+    again: Collection[str] = (),
     learn_share: float = 0.5,
     seed: int = 0,
     device: str = "",
@@ -163,6 +164,7 @@ def advise(
         tap: as configured.
         candidates: id → detector that is to learn here; one that cannot is skipped with the reason.
         learnt: id → scorer that `fit` made of the same source, share, seed and order.
+        again: ids of those that may learn again, without a class that is then unseen.
         learn_share, seed, device, in_order: as in `fit`, so that nobody is judged on samples that
             it has learnt from.
         budget: microseconds per sample for all proposed together; 0: as much as the model's pass.
@@ -186,7 +188,7 @@ def advise(
     tell("sampling", 0.0, source.told)
     to_learn, held = sampled(
         source,
-        learn_samples if trying else 0,
+        learn_samples if trying or again else 0,
         held_samples,
         learn_share=learn_share,
         seed=seed,
@@ -194,7 +196,9 @@ def advise(
         progress=lambda done: tell("sampling", done / max(source.samples, done), source.told),
     )
     held = sized(held, _BATCH)
-    drawn = f"{_count(to_learn)} to learn from, " if trying else ""
+    if not trying and any(batch.labels is None for batch in to_learn):
+        to_learn = []
+    drawn = f"{_count(to_learn)} to learn from, " if to_learn else ""
     tell("sampling", 1.0, f"{drawn}{_count(held)} held out")
     if _count(held) < _LEAST or (trying and _count(to_learn) < _LEAST):
         raise ContractError(
@@ -249,14 +253,16 @@ def advise(
                 columns[name].append(column)
         known = try_all.scorers
         tell("corrupting", 1.0, "")
-        unseen = classes_of(kept, clean, classes, seed) if trying else ()
+        unseen = classes_of(kept, clean, classes, seed) if kept.rows else ()
         if unseen:
-            for name in known:
+            for number, name in enumerate(known):
+                tell("withholding", number / len(known), name)
                 found[name][UNSEEN] = (
                     withheld(known[name].detector, kept, clean, unseen, head, seed, place)
-                    if name in trying
+                    if name in trying or name in again
                     else math.nan
                 )
+            tell("withholding", 1.0, "")
         cost = {name: microseconds(scorer, clean, place, probe) for name, scorer in known.items()}
     return _advice(
         known,

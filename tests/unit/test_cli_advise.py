@@ -112,6 +112,8 @@ def test_a_narrow_terminal_cuts_no_figure(monkeypatch: pytest.MonkeyPatch) -> No
     line = row(shown, "far")
     assert "…" not in shown.stdout
     assert len(line.split()) >= 7
+    heads = "\n".join(shown.stdout.splitlines()[1:3]).split()
+    assert {"noise", "stretched", "mixed", "lost", "unseen", "class"} <= set(heads), "folded"
 
 
 def test_no_set_for_too_small_a_budget_says_what_the_cheapest_takes() -> None:
@@ -126,10 +128,26 @@ def test_fit_tells_what_the_detectors_react_to_unless_told_not_to() -> None:
     assert told.exit_code == 0, told.output
     assert "AUROC" in told.stdout
     assert "`oodmon advise` tries every other detector" in told.stdout
+    head = next(line for line in told.stdout.splitlines() if "detector" in line and "mean" in line)
+    assert "unseen class" in head
+    assert "which learn again from " in told.stdout
+    assert not re.search(r"–", row(told, "far")), "it was shown an unseen class too"
     silent = call("fit", "--no-advice", "oodmon.yaml", "net_of_the_advice:reference")
     assert silent.exit_code == 0
     assert "AUROC" not in silent.stdout
     assert "oodmon advise" not in silent.stdout
+
+
+def test_fit_has_nobody_learn_again_without_labels_or_in_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unlabelled = call("fit", "oodmon.yaml", "net_of_the_advice:unlabelled")
+    assert "AUROC" in unlabelled.stdout
+    assert "unseen class" not in unlabelled.stdout
+    monkeypatch.setattr("oodmon.cli.advise._QUICK_LEARNT", -1.0)
+    slow = call("fit", "oodmon.yaml", "net_of_the_advice:reference")
+    assert "AUROC" in slow.stdout
+    assert "unseen class" not in slow.stdout
 
 
 def test_fit_reads_no_data_again_of_which_it_cannot_know_the_size() -> None:
