@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 from oodmon.contracts import Sink, Trigger, TriggerRequest
@@ -10,7 +10,7 @@ from oodmon.records import Event
 from oodmon.registry import sinks
 from oodmon.wire import cloud_event
 
-__all__ = ["REQUESTED", "as_sink", "request_event"]
+__all__ = ["REQUESTED", "Requesting", "as_sink", "request_event"]
 
 REQUESTED: Final = "oodmon.retraining.requested.v1"
 """Type of the event that a trigger sends."""
@@ -44,3 +44,28 @@ def as_sink(trigger: Trigger) -> Sink:
         if option.init
     }
     return sinks.create(trigger.name, **options)
+
+
+@dataclass(frozen=True)
+class Requesting(Trigger):
+    """A trigger that sends its requests through the sink of its own name and options."""
+
+    # Empty or one sink: what is open lives outside the options.
+    _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def open(self) -> None:
+        """As the sink does."""
+        if not self._sinks:
+            sink = as_sink(self)
+            sink.open()
+            self._sinks.append(sink)
+
+    def fire(self, request: TriggerRequest) -> None:
+        """Send the request as one event."""
+        self.open()
+        self._sinks[0].send([request_event(request)])
+
+    def close(self) -> None:
+        """As the sink does."""
+        while self._sinks:
+            self._sinks.pop().close()

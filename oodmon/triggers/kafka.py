@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from oodmon.brokers import Access
-from oodmon.contracts import Sink, Trigger, TriggerRequest
 from oodmon.registry import triggers
 from oodmon.secret import Secret
-from oodmon.triggers import as_sink, request_event
+from oodmon.triggers import Requesting
 
 __all__ = ["Kafka"]
 
 
 @triggers.register("kafka")
 @dataclass(frozen=True)
-class Kafka(Access, Trigger):
+class Kafka(Access, Requesting):
     """Publish a CloudEvent `oodmon.retraining.requested.v1`, key ``model/version``.
 
     The options are those of the `kafka` sink, and so are acknowledgement and failures.
@@ -36,7 +35,6 @@ class Kafka(Access, Trigger):
     compression: str = ""
     timeout_seconds: float = 10.0
     max_message_bytes: int = 1_000_000
-    _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def examples(cls) -> Sequence[Mapping[str, Any]]:
@@ -44,20 +42,3 @@ class Kafka(Access, Trigger):
         plain = {"bootstrap_servers": ("{address}",), "timeout_seconds": 0.3}
         login = {"username": "u", "password": Secret("p"), "security_protocol": "SASL_PLAINTEXT"}
         return [plain, {**plain, **login, "mode": "binary"}]
-
-    def open(self) -> None:
-        """Connect; `RetryLater` while no broker answers."""
-        if not self._sinks:
-            sink = as_sink(self)
-            sink.open()
-            self._sinks.append(sink)
-
-    def fire(self, request: TriggerRequest) -> None:
-        """Publish the request and wait until all in-sync replicas have it."""
-        self.open()
-        self._sinks[0].send([request_event(request)])
-
-    def close(self) -> None:
-        """End the producer and its thread."""
-        while self._sinks:
-            self._sinks.pop().close()

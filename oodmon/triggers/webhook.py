@@ -6,17 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from oodmon.contracts import Sink, Trigger, TriggerRequest
 from oodmon.registry import triggers
 from oodmon.secret import Secret
-from oodmon.triggers import as_sink, request_event
+from oodmon.triggers import Requesting
 
 __all__ = ["Webhook"]
 
 
 @triggers.register("webhook")
 @dataclass(frozen=True)
-class Webhook(Trigger):
+class Webhook(Requesting):
     """POST a CloudEvent `oodmon.retraining.requested.v1`; its id is in ``Idempotency-Key``.
 
     Signature, redirects, retries and failures are those of the `webhook` sink.
@@ -34,27 +33,9 @@ class Webhook(Trigger):
     token: Secret = field(default_factory=Secret)
     timeout_seconds: float = 10.0
     ca_file: str = ""
-    _sinks: list[Sink] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def examples(cls) -> Sequence[Mapping[str, Any]]:
         """Options for the conformity checks."""
         signed = {"url": "http://{address}/hook", "secret": Secret("s"), "token": Secret("t")}
         return [{**signed, "timeout_seconds": 0.5}]
-
-    def open(self) -> None:
-        """Check the options; the server is first met in `fire`."""
-        if not self._sinks:
-            sink = as_sink(self)
-            sink.open()
-            self._sinks.append(sink)
-
-    def fire(self, request: TriggerRequest) -> None:
-        """POST the request once."""
-        self.open()
-        self._sinks[0].send([request_event(request)])
-
-    def close(self) -> None:
-        """Forget the certificates; no connection outlives a request."""
-        while self._sinks:
-            self._sinks.pop().close()
