@@ -15,6 +15,8 @@ from time import perf_counter
 from typing import Any, Final
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from oodmon.contracts import Intake, Visit
 from oodmon.records import Activations
@@ -30,6 +32,9 @@ LOGITS: Final = "\0logits"
 _MOST_NESTED: Final = 4
 """Visits open at once in one thread. More means that passes ended without their closing hook (an
 interrupt tore them down), and what they hold is let go."""
+
+_NAMED: Final = 3
+"""Modules that are named where there may be many."""
 
 
 class _Open:
@@ -54,6 +59,42 @@ class _Local(threading.local):
     current: _Open | None = None
 
 
+class _Mode:
+    """Whether the model was found to run in training mode, once for all threads."""
+
+    __slots__ = ("looked",)
+
+    def __init__(self) -> None:
+        self.looked = False
+
+    def remark(self, model: nn.Module) -> str:
+        """What is wrong with serving in training mode; "" where nothing is, or where it was told.
+
+        Detectors learn in evaluation mode. Dropout and batch norms answer otherwise in training.
+        """
+        if self.looked or not model.training:
+            return ""
+        self.looked = True
+        acting = [path for path, module in model.named_modules() if _acts_otherwise(module)]
+        if not acting:
+            return ""
+        return (
+            f"the model runs in training mode, in which {len(acting)} of its modules "
+            f"({', '.join(acting[:_NAMED])}{', …' if len(acting) > _NAMED else ''}) answer "
+            "otherwise than when its detectors learnt, in evaluation mode; call model.eval() "
+            "before serving"
+        )
+
+
+def _acts_otherwise(module: nn.Module) -> bool:
+    """Whether it is in training mode and does there what it does not do in evaluation mode."""
+    if not module.training:
+        return False
+    if isinstance(module, _DropoutNd):
+        return module.p > 0.0
+    return isinstance(module, _NormBase) and module.track_running_stats
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads the passes of one model for one intake.
@@ -69,6 +110,7 @@ class Reader:
     output_logits: bool = True
     inputs: bool = False
     local: _Local = field(default_factory=_Local)
+    mode: _Mode = field(default_factory=_Mode)
 
     def start(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model's forward: ask whether this pass is to be read."""
@@ -109,7 +151,7 @@ class Reader:
             opened.remark = f"layer {name!r}: {type(error).__name__}: {error}"
         opened.seconds += perf_counter() - begun
 
-    def end(self, output: Any) -> None:
+    def end(self, output: Any, model: nn.Module) -> None:
         """After the model's forward, or after an exception in it: then there is no output."""
         local = self.local
         opened = local.current
@@ -128,8 +170,9 @@ class Reader:
             if acts.rows == 0 and opened.rows:
                 self.intake.fail(visit, opened.rows, opened.remark or "nothing could be read")
                 return
+            remark = opened.remark or self.mode.remark(model)
             spent = opened.seconds + perf_counter() - begun
-            self.intake.take(visit, acts, spent, opened.remark)
+            self.intake.take(visit, acts, spent, remark)
         except Exception as error:
             with contextlib.suppress(Exception):
                 self.intake.fail(visit, opened.rows, f"{type(error).__name__}: {error}")
@@ -194,8 +237,8 @@ class EndHook(_Callback):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Close the visit."""
-        del module, args
-        self._reader.end(output)
+        del args
+        self._reader.end(output, module)
 
 
 class _LayerHook(_Callback):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,30 @@ def test_training_goes_on_under_the_tap() -> None:
     assert len(kept.acts) == 3
     for one, other in zip(plain.parameters(), tapped.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_serving_in_training_mode_is_told_once_where_it_matters() -> None:
+    def remarks(model: nn.Module, passes: int = 3) -> list[str]:
+        kept = Kept()
+        attached = Hooks().attach(model, Reads(logits=True), kept)
+        for _ in range(passes):
+            model(images())
+        attached.detach()
+        assert len(kept.acts) == passes
+        return [remark for remark in kept.remarks if remark]
+
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(768, 5))
+    (told,) = remarks(dropping.train())
+    assert told.startswith("the model runs in training mode, in which 1 of its modules (1) answer")
+    assert "call model.eval()" in told
+    (told,) = remarks(build("resnet").train())
+    assert re.search(r"which \d\d of its modules \(bn1, .*, …\)", told)
+    assert remarks(dropping.eval()) == []
+    never = nn.Sequential(nn.Flatten(), nn.Dropout(0.0), nn.Linear(768, 5))
+    assert remarks(never.train()) == [], "nothing in it answers otherwise"
+    fixed = dropping.train()
+    fixed[1].eval()
+    assert remarks(fixed) == []
 
 
 def test_a_tapped_model_can_be_copied_and_saved_and_the_copies_are_not_tapped(
