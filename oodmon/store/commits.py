@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Table, select, true
 
 from oodmon.errors import Superseded
 from oodmon.records import Event, Fact
-from oodmon.store import tables
+from oodmon.store import positions, tables
 from oodmon.store.database import Database
 from oodmon.store.labels import Labels, Prediction
 from oodmon.store.leases import Lease
@@ -87,30 +87,25 @@ class Commits:
 
     def load(self) -> Snapshot | None:
         """The committed state and positions, of one moment."""
-        table, places = tables.pipeline_state, tables.positions
+        table = tables.pipeline_state
         # The lock (PostgreSQL's; SQLite reads a snapshot anyway) keeps a writer from committing
         # between the two questions.
         query = select(table).where(table.c.pipeline == self._pipeline).with_for_update(read=True)
         with self._database.read() as connection:
             found = connection.execute(query).one_or_none()
-            rows = connection.execute(select(places).where(places.c.pipeline == self._pipeline))
-            positions = {
-                row.partition: row.position
-                for row in rows
-                if not row.partition.startswith(tables.LABEL_POSITIONS)
-            }
+            reached = positions.read(connection, self._pipeline)
         self._revision = 0 if found is None else found.revision
         self._appended = False
         if found is None:
             return None
-        return Snapshot(bytes(found.state), positions, found.digest)
+        return Snapshot(bytes(found.state), reached, found.digest)
 
     def append(
         self,
         facts: Iterable[Fact],
         *,
         state: bytes,
-        positions: Mapping[str, str],
+        reached: Mapping[str, str],
         outbox: Sequence[tuple[str, Event]],
         agents: Sequence[AgentSeen],
         digest: str,
@@ -118,7 +113,6 @@ class Commits:
     ) -> None:
         """One transaction."""
         found = fact_rows(facts, self._pipeline)
-        dialect = self._database.dialect
         with self._database.write() as connection:
             self._lease.check(connection)
             self._write_state(connection, state, digest)
@@ -126,16 +120,7 @@ class Commits:
             self._labels.keep(connection, predictions)
             self._outbox.add(connection, outbox)
             self._write_agents(connection, agents)
-            if positions:
-                connection.execute(
-                    insert_or_change(
-                        tables.positions, dialect, lambda new: {"position": new.position}
-                    ),
-                    [
-                        {"pipeline": self._pipeline, "partition": name, "position": position}
-                        for name, position in positions.items()
-                    ],
-                )
+            positions.write(connection, self._pipeline, reached)
         self._appended = True
 
     def conclude(self, connection: Connection, facts: Iterable[Fact]) -> None:

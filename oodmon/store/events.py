@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from oodmon.errors import StoreError
 from oodmon.records import Event, Fact
 from oodmon.secret import Secret
-from oodmon.store import retention, schema, tables
+from oodmon.store import positions, retention, schema, tables
 from oodmon.store.commits import AgentSeen, Commits, Snapshot
 from oodmon.store.database import Database
 from oodmon.store.firings import Firings
@@ -132,7 +132,7 @@ class Store:
         self._commits.append(
             facts,
             state=state,
-            positions=positions,
+            reached=positions,
             outbox=outbox,
             agents=agents,
             digest=digest,
@@ -300,7 +300,7 @@ class Store:
 
     def forget_positions(self, there: Collection[str]) -> int:
         """Delete the positions of partitions that are not among these; how many there were."""
-        return retention.forget_positions(self._database, self.pipeline, there)
+        return positions.forget(self._database, self.pipeline, there)
 
     def size_bytes(self, *, live: bool = False) -> int:
         """What is taken on disk; `live`: without what SQLite keeps free for the next rows."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, select
 
 from oodmon.records import Event, Fact
-from oodmon.store import tables
+from oodmon.store import positions, tables
 from oodmon.store.commits import Commits
 from oodmon.store.database import Database
 from oodmon.store.labels import Labels
@@ -111,7 +111,7 @@ class Outcomes:
     def take(
         self,
         labels: Mapping[str, int],
-        positions: Mapping[str, str],
+        reached: Mapping[str, str],
         facts: Sequence[Fact],
         outbox: Sequence[tuple[str, Event]],
     ) -> None:
@@ -121,32 +121,9 @@ class Outcomes:
             self._labels.put(connection, labels)
             self._commits.conclude(connection, facts)
             self._outbox.add(connection, outbox)
-            if positions:
-                connection.execute(
-                    insert_or_change(
-                        tables.positions,
-                        self._database.dialect,
-                        lambda new: {"position": new.position},
-                    ),
-                    [
-                        {
-                            "pipeline": self._pipeline,
-                            "partition": tables.LABEL_POSITIONS + name,
-                            "position": position,
-                        }
-                        for name, position in positions.items()
-                    ],
-                )
+            positions.write(connection, self._pipeline, reached, positions.LABELS)
 
     def positions(self) -> dict[str, str]:
         """How far the topics of labels were read."""
-        places = tables.positions
-        query = select(places.c.partition, places.c.position).where(
-            places.c.pipeline == self._pipeline,
-            places.c.partition.startswith(tables.LABEL_POSITIONS),
-        )
         with self._database.read() as connection:
-            return {
-                row.partition.removeprefix(tables.LABEL_POSITIONS): row.position
-                for row in connection.execute(query)
-            }
+            return positions.read(connection, self._pipeline, positions.LABELS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Table, delete, func, select, text, tuple_
@@ -11,14 +11,11 @@ from oodmon.errors import ContractError
 from oodmon.store import tables
 from oodmon.store.database import Database
 
-__all__ = ["KINDS", "extent", "forget_positions", "give_back_space", "prune", "size_bytes"]
+__all__ = ["KINDS", "extent", "give_back_space", "prune", "size_bytes"]
 
 _CHUNK_ROWS: Final = 5_000
 """Rows deleted in one transaction: some tens of milliseconds, so that the daemon's appends wait
 no longer than that for SQLite's one write lock."""
-
-_AT_ONCE: Final = 500
-"""Names in one IN list."""
 
 _PAGES_AT_ONCE: Final = 500
 """Pages given back in one transaction; 2 MB."""
@@ -103,21 +100,6 @@ def extent(database: Database, pipeline: str) -> tuple[int, int]:
         oldest = connection.execute(select(func.min(start)).where(mine)).scalar()
         newest = connection.execute(select(func.max(start)).where(mine)).scalar()
     return oldest or 0, newest or 0
-
-
-def forget_positions(database: Database, pipeline: str, there: Collection[str]) -> int:
-    """Delete the positions of partitions that are not among these; how many."""
-    places = tables.positions
-    mine = places.c.pipeline == pipeline
-    with database.read() as connection:
-        found = connection.execute(select(places.c.partition).where(mine)).scalars()
-        known = {name for name in found if not name.startswith(tables.LABEL_POSITIONS)}
-    gone = sorted(known.difference(there))
-    for start in range(0, len(gone), _AT_ONCE):
-        some = gone[start : start + _AT_ONCE]
-        with database.write() as connection:
-            connection.execute(delete(places).where(mine, places.c.partition.in_(some)))
-    return len(gone)
 
 
 def size_bytes(database: Database, *, live: bool) -> int:

@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 
 __all__ = [
-    "LABEL_POSITIONS",
     "TIME_OF",
     "agents",
     "alerts",
@@ -297,9 +296,6 @@ trigger_firings: Final = Table(
     _text("outcome"),
     Index(None, "pipeline", "trigger_id", "at_ns"),
 )
-
-LABEL_POSITIONS: Final = "labels:"
-"""Before the names of partitions in `positions` that hold labels: they are none of the feed's."""
 
 TIME_OF: Final = {
     windows: windows.c.window_start_ns,
