@@ -358,9 +358,23 @@ class DriftTest(ABC, Generic[S]):
         """
 
     def step_all(
-        self, states: Sequence[S], windows: Sequence[Window], detectors: Sequence[str]
+        self,
+        states: Sequence[S],
+        windows: Sequence[Window],
+        detectors: Sequence[str],
+        *,
+        sharing: int = 1,
+        alarming: bool = False,
     ) -> list[tuple[S, DriftResult]]:
-        """`step` for many streams of one span: the same results, sooner where a test can."""
+        """`step` for many streams of one span: the same results, sooner where a test can.
+
+        Args:
+            states, windows, detectors: of the streams that have a window.
+            sharing: streams that `combine` decides on together, the silent ones too. At 1, as in
+                `step`, each is decided on by itself.
+            alarming: what it decided on the span before.
+        """
+        del sharing, alarming
         return [self.step(*each) for each in zip(states, windows, detectors, strict=True)]
 
     @abstractmethod

@@ -72,7 +72,8 @@ class Budget(DriftTest[Wealth]):
     sooner the longer the stream was good; but a slow change enters the pool and is forgiven. Frozen
     ranks never forgive. So `auto` puts 85 % of the wealth on sequential and 15 % on frozen ranks: a
     mixture of e-detectors is one, at the price of 0.2 nats for the one and 1.9 for the other. A
-    stream that by itself has the evidence for an alarm adds nothing to its pool (docs/adr/0002).
+    stream that by itself has the evidence for an alarm of all, and during an alarm one that has its
+    share of that, adds nothing to its pool (docs/adr/0002).
 
     Neighbouring requests are often alike. The test measures the lag-one autocorrelation φ of the
     normal scores and counts b_j(φ) samples as one: log L_j / b_j, with b_j the factor by which the
@@ -169,7 +170,13 @@ class Budget(DriftTest[Wealth]):
         return self.step_all([state], [window], [detector])[0]
 
     def step_all(
-        self, states: Sequence[Wealth], windows: Sequence[Window], detectors: Sequence[str]
+        self,
+        states: Sequence[Wealth],
+        windows: Sequence[Window],
+        detectors: Sequence[str],
+        *,
+        sharing: int = 1,
+        alarming: bool = False,
     ) -> list[tuple[Wealth, DriftResult]]:
         """One base window of each of many streams; those of one reference are reckoned together."""
         found: dict[int, tuple[Wealth, DriftResult]] = {}
@@ -191,10 +198,12 @@ class Budget(DriftTest[Wealth]):
                     [histograms[row] for row in rows],
                     np.array([windows[row].start for row in rows], np.int64),
                     limit,
+                    math.log(max(sharing, 1)),
                     [
                         f"{windows[row].start}/{windows[row].segment}/{detectors[row]}".encode()
                         for row in rows
                     ],
+                    alarming=alarming,
                 )
                 after = many.split()
             told = (np.maximum(many.log_mean / _LN10, LOG10_FLOOR), many.effect, many.onset)

@@ -25,8 +25,8 @@ F4 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int64]
 
 _ROOM: Final = math.log(1024.0)
-"""Log wealth of one bet beyond the alarm: so many streams may share the promise, and one of them
-that changes can still raise it alone."""
+"""Log evidence of one stream beyond the alarm, at least: where more streams share the promise it is
+twice their number, so that one of them that changes can still raise it alone."""
 _LEAST: Final = -1e3
 """Logs below this are as good as minus infinity, of which no difference can be taken."""
 _TINY: Final = float(np.finfo(np.float64).tiny)
@@ -153,15 +153,24 @@ class Wealth:
         return self.neighbours.believed(self.seen, self.table.variance)
 
     def bet(
-        self, histograms: Sequence[Histogram], starts: I8, limit: float, names: Sequence[bytes]
+        self,
+        histograms: Sequence[Histogram],
+        starts: I8,
+        limit: float,
+        sharing: float,
+        names: Sequence[bytes],
+        *,
+        alarming: bool = False,
     ) -> Wealth:
         """S streams after one more window each; of streams with bets alone.
 
         Args:
             histograms: of the windows, none empty.
             starts: int64 (S,) of the windows, ns.
-            limit: log of the evidence that is an alarm.
+            limit: log of the mean evidence that is an alarm.
+            sharing: log of the number of streams that it is the mean of.
             names: of stream and window: the seeds of what is drawn for them.
+            alarming: the mean has reached it.
         """
         table = self.table
         counts = np.concatenate([each.counts for each in histograms]).reshape(len(histograms), -1)
@@ -183,14 +192,17 @@ class Wealth:
         gains = np.maximum(self.gains + log_l, 0.0)
         # More than holds the alarm of many streams is not needed; a smaller M keeps the promise,
         # and lets the episode end.
-        most = limit + _ROOM
+        most = limit + max(_ROOM, sharing + math.log(2.0))
+        # Ranks among a pool that is held still are not sequential ones: a promise that is kept by
+        # them needs a pool that learns until there is an alarm, of all streams together.
+        held = limit if alarming else limit + sharing
         lead = (gains + table.log_weights).max(1, keepdims=True)
         return Wealth(
             table,
             (grown - np.maximum(evidence - most, 0.0)).astype(np.float32),
             np.maximum(gains - np.maximum(lead - most, 0.0), 0.0).astype(np.float32),
             begun,
-            self.seen + counts * (evidence < limit),
+            self.seen + counts * (evidence < held),
             counts + self.recent * begins,
             neighbours,
         )

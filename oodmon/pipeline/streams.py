@@ -35,6 +35,7 @@ class Streams:
         self._references = references
         self._states: dict[_Key, Any] = {}
         self._latest: dict[_Key, DriftResult] = {}
+        self._alarming: set[str] = set()
 
     def judge(self, windows: Sequence[Window], panes: Sequence[Window]) -> list[DriftResult]:
         """All results of one span; tests that count each sample once are given the panes."""
@@ -52,19 +53,29 @@ class Streams:
             self._states[key] if key in self._states else test.start(self._references[key[1]])
             for key in keys
         ]
-        taken = test.step_all(states, *(zip(*panes, strict=True) if panes else ((), ())))
+        seen = set(keys)
+        others = [
+            latest for key, latest in self._latest.items() if key[0] == name and key not in seen
+        ]
+        taken = test.step_all(
+            states,
+            *(zip(*panes, strict=True) if panes else ((), ())),
+            sharing=len(keys) + len(others),
+            alarming=name in self._alarming,
+        )
         results = []
         for key, (state, result) in zip(keys, taken, strict=True):
             self._states[key] = state
             model, version, _, *rest = _values(result)
             results.append(DriftResult(model, version, name, *rest))
-        seen = set(keys)
-        others = [
-            latest for key, latest in self._latest.items() if key[0] == name and key not in seen
-        ]
         for result in results:
             self._latest[name, result.detector, result.segment] = result
-        return test.combine(results, others)
+        combined = test.combine(results, others)
+        if results:
+            self._alarming.discard(name)
+            if any(result.detector == ALL and result.drifted for result in combined):
+                self._alarming.add(name)
+        return combined
 
     def rearm(self, test: str, detector: str, segment: str, silent: Window) -> None:
         """An episode is over: its streams' evidence starts again from nothing.
@@ -114,6 +125,7 @@ class Streams:
             "tests": {name: repr(test) for name, test in self._tests.items()},
             "streams": streams,
             "latest": [_values(result) for result in self._latest.values()],
+            "alarming": sorted(self._alarming),
         }
 
     def thaw(
@@ -145,6 +157,11 @@ class Streams:
                         # Copied, so that no stream keeps the others in memory.
                         {field: np.array(array[row]) for field, array in found.items()},
                     )
+        self._alarming = {
+            name
+            for name in state["alarming"]
+            if name in self._tests and repr(self._tests[name]) == state["tests"][name]
+        }
         for values in state["latest"]:
             result = DriftResult(*values)
             key = (result.test, result.detector, result.segment)

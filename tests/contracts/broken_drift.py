@@ -232,9 +232,16 @@ class MixesUpStreams(Honest):
     """Gives the results of many streams in another order than they came."""
 
     def step_all(
-        self, states: Sequence[Window], windows: Sequence[Window], detectors: Sequence[str]
+        self,
+        states: Sequence[Window],
+        windows: Sequence[Window],
+        detectors: Sequence[str],
+        *,
+        sharing: int = 1,
+        alarming: bool = False,
     ) -> list[Step]:
-        return super().step_all(states, windows, detectors)[::-1]
+        every = super().step_all(states, windows, detectors, sharing=sharing, alarming=alarming)
+        return every[::-1]
 
 
 BROKEN: Mapping[Callable[[DriftTest[Any]], None], tuple[DriftTest[Any], ...]] = {
