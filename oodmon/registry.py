@@ -12,17 +12,23 @@ import difflib
 import importlib
 import importlib.util
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from oodmon.contracts import Detector, DriftTest, Feed, Sink, Tap, Trigger
 from oodmon.errors import BrokenPlugin, ContractError, NameTaken, UnknownName
 
-__all__ = ["Registry", "detectors", "drift", "feeds", "kinds", "sinks", "taps", "triggers"]
+__all__ = ["Registry", "detectors", "drift", "feeds", "kinds", "near", "sinks", "taps", "triggers"]
 
 C = TypeVar("C")
 K = TypeVar("K")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """``; did you mean `x`?`` where something like `word` is known, else nothing."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean `{found[0]}`?" if found else ""
 
 
 class Registry(Generic[C]):
@@ -74,9 +80,8 @@ class Registry(Generic[C]):
             return self._classes[name]
         if name in self._broken:
             raise BrokenPlugin(f"{self.kind}: {name!r} cannot be used: {self._broken[name]}")
-        near = difflib.get_close_matches(name, self.names(), n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"`oodmon catalog {self.kind}` lists them"
-        raise UnknownName(f"{self.kind}: nothing is called {name!r}; {hint}")
+        hint = near(name, self.names()) or f"; `oodmon catalog {self.kind}` lists them"
+        raise UnknownName(f"{self.kind}: nothing is called {name!r}{hint}")
 
     def create(self, name: str, /, **options: Any) -> C:
         """An instance with these options; `ContractError` names an option that it does not have."""
@@ -84,8 +89,7 @@ class Registry(Generic[C]):
         known = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
         for option in options:
             if option not in known:
-                near = difflib.get_close_matches(option, known, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else ""
+                hint = near(option, known)
                 raise ContractError(f"{self.kind}.{name}.{option}: unknown option{hint}")
         return cls(**options)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import re
 import sys
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+
+from oodmon.registry import near
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +49,7 @@ def named(text: str, option: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
+            hint = near(part, dir(found))
             raise click.UsageError(f"{option}: {module_name} has no {path!r}{hint}") from None
     return found
 

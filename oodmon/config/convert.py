@@ -22,7 +22,8 @@ import yaml
 
 from oodmon.config.document import Problems
 from oodmon.config.fields import names_path, options_of
-from oodmon.config.wording import TAGS, VARIABLE, describe, found, listed, near, unquote
+from oodmon.config.wording import TAGS, VARIABLE, describe, found, listed, unquote
+from oodmon.registry import near
 from oodmon.secret import Secret
 
 __all__ = ["MISSING", "Converter"]

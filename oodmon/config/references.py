@@ -9,8 +9,8 @@ import yaml
 
 from oodmon.config.document import Problems
 from oodmon.config.schema import AgentSection, DaemonSection
-from oodmon.config.wording import near
 from oodmon.labelling import LABELS
+from oodmon.registry import near
 
 __all__ = ["check_rules", "detector_ids", "hints"]
 

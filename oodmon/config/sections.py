@@ -28,11 +28,11 @@ from oodmon.config.schema import (
     TapSection,
     TriggerSection,
 )
-from oodmon.config.wording import found, near
+from oodmon.config.wording import found
 from oodmon.errors import OodmonError
 from oodmon.extras import install
 from oodmon.labelling import LABELS
-from oodmon.registry import kinds
+from oodmon.registry import kinds, near
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import types
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, Union
 
@@ -14,7 +13,7 @@ import yaml
 
 from oodmon.secret import Secret
 
-__all__ = ["TAGS", "VARIABLE", "describe", "found", "listed", "near", "unquote"]
+__all__ = ["TAGS", "VARIABLE", "describe", "found", "listed", "unquote"]
 
 _FEW: Final = 12
 
@@ -28,12 +27,6 @@ TAGS: Final = {
     "tag:yaml.org,2002:null": "nothing",
 }
 """What YAML takes an unquoted word for, where that is not text."""
-
-
-def near(word: str, known: Iterable[str]) -> str:
-    """``; did you mean `x`?`` where something like `word` is known, else nothing."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean `{found[0]}`?" if found else ""
 
 
 def listed(names: Sequence[str]) -> str:

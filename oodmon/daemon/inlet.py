@@ -12,7 +12,6 @@ One request is one connection, so that a slow client can be cut off after a fixe
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import ssl
@@ -34,6 +33,7 @@ from oodmon.daemon.listening import Listener
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.porter import Porter
 from oodmon.errors import ConfigError, RetryLater, WireError
+from oodmon.feeds.append import sync_folder
 from oodmon.feeds.spool import Spool
 from oodmon.records import ScoreBatch
 
@@ -109,7 +109,7 @@ class Inlet:
         context = _tls(options)
         self._writer = self._feed.writer("http")
         try:
-            _sync_folder(Path(self._feed.path))  # the writer's folder must survive a power loss
+            sync_folder(Path(self._feed.path))  # the writer's folder must survive a power loss
             if self._annex is not None:
                 self._annex.start()
             self._listener.start(lambda: Porter(self, options, context), options.host, options.port)
@@ -249,14 +249,6 @@ class Inlet:
 
 def _named(model: str, version: str) -> str:
     return repr(f"{model[:100]}/{version[:100]}")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _tls(options: Admission) -> ssl.SSLContext | None:

@@ -25,7 +25,7 @@ from oodmon.records import Fact, Notice, ScoreBatch
 from oodmon.store.events import AgentSeen
 from oodmon.store.labels import Prediction
 
-__all__ = ["Fold", "Group", "Intake"]
+__all__ = ["Fold", "Group", "Intake", "reason_on"]
 
 _log = logging.getLogger(__name__)
 
@@ -226,13 +226,8 @@ class Intake:
         )
 
     def _tell(self, batch: ScoreBatch, what: str, text: str) -> bool:
-        """One notice per source, reason and day, with the same key on every replay: if it is new.
-
-        Numbers do not make a reason: a text that names the batch would be new for each.
-        """
-        reason = hashlib.sha256(_NUMBER.sub("#", text).encode()).hexdigest()[:12]
-        day = batch.observed_at // _DAY
-        key = f"{what}:{batch.source}:{reason}:{day}"
+        """One notice per source, reason and day, the same key on every replay: whether it is new."""
+        key = f"{what}:{batch.source}:{reason_on(text, batch.observed_at)}"
         if key in self._told:
             return False
         if len(self._told) >= MAX_AGENTS:
@@ -278,6 +273,15 @@ class Intake:
                 model_version=batch.version,
                 reason="agent",
             )
+
+
+def reason_on(text: str, at_ns: int) -> str:
+    """What is the same for one reason on one day, for the key of a notice.
+
+    Numbers do not make a reason: a text that names the batch would be new for each.
+    """
+    reason = hashlib.sha256(_NUMBER.sub("#", text).encode()).hexdigest()[:12]
+    return f"{reason}:{at_ns // _DAY}"
 
 
 def _repeated(before: AgentSeen, batch: ScoreBatch) -> bool:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from oodmon.daemon.bodies import labels_of
+from oodmon.daemon.intake import reason_on
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.routes import Routes
 from oodmon.errors import OodmonError, WireError
@@ -29,8 +28,6 @@ _POLL_SECONDS: Final = 0.5
 _JOIN_SECONDS: Final = 5.0
 _FIRST_SECONDS: Final = 0.5
 _LONGEST_SECONDS: Final = 30.0
-_DAY: Final = 86_400_000_000_000
-_NUMBER: Final = re.compile(r"\d+")
 
 
 class LabelIntake:
@@ -154,8 +151,7 @@ class LabelIntake:
 
     def _notice(self, message: Message, why: str) -> Notice:
         """One per reason and day, with the same key however often the message comes."""
-        reason = hashlib.sha256(_NUMBER.sub("#", why).encode()).hexdigest()[:12]
-        key = f"{message.partition}:{reason}:{message.at // _DAY}"
+        key = f"{message.partition}:{reason_on(why, message.at)}"
         text = (
             f"a message of {message.partition} at offset {message.offset} holds no labels: {why}; "
             "it was passed by"

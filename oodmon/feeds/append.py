@@ -176,7 +176,7 @@ class SpoolWriter(Writer):
         self._segment, self._size = descriptor, SEGMENT_HEADER_BYTES
         self._number += 1
         self._used += SEGMENT_HEADER_BYTES
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _take_back(self, error: Exception) -> None:
         """After a failed write: cut off the partial frame, or else leave the segment as it is."""
@@ -211,7 +211,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
         written += os.write(descriptor, data[written:])
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The names of the files in it are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
