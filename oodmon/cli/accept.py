@@ -47,21 +47,27 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
 
     For a change that is there to stay and is fine. Each detector's calibration is made anew from
     the raw scores that the store keeps of its windows; what the detectors learnt stays as it is.
+    Thresholds that `oodmon fit` found for drift tests with `false_alarms` are found anew.
     Where CONFIG ranks within a context, hours, segments or classes that had next to no traffic in
     that time keep the reference that they have.
     The daemon is asked to reload, begins its evidence again, resolves what fires, and tells in a
-    notice what was adopted and by whom.
+    notice what was adopted and by whom. Where it refuses, everything stays as it was.
     """
     from oodmon.cli.opened import opened_store
-    from oodmon.config.build import calibration_path, calibrations, daemon_half
+    from oodmon.cli.promised import renewed
+    from oodmon.config.build import calibration_path, calibrations, daemon_half, threshold_path
     from oodmon.config.parse import load
 
     checked = load(config, "daemon")
     half = daemon_half(checked)
     folder = half.calibration.path
     known = calibrations(checked)
+    paths = [calibration_path(folder, name) for name in known]
+    paths += [path for name in half.drift if (path := threshold_path(folder, name)).exists()]
+    kept = [*paths, *(path.with_name(path.name + _PREVIOUS) for path in paths)]
+    before = {path: path.read_bytes() for path in kept if path.exists()}
     if undo:
-        _undo([calibration_path(folder, name) for name in known])
+        _undo(paths)
     else:
         with opened_store(config) as store:
             made = _made(checked, store, known, last)
@@ -71,11 +77,22 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
             click.echo(f"{calibration.detector}: {calibration.origin}")
         if not yes:
             click.confirm("Is this how good traffic looks from now on?", abort=True)
+        thresholds = renewed(checked, made)
+        for path in paths:
+            path.with_name(path.name + _PREVIOUS).write_bytes(before[path])
         for name, calibration in made.items():
-            path = calibration_path(folder, name)
-            path.with_name(path.name + _PREVIOUS).write_bytes(path.read_bytes())
-            calibration.save(path)
-    click.echo(_reloaded(half.http.host, half.http.port))
+            calibration.save(calibration_path(folder, name))
+        for path, threshold in thresholds.items():
+            threshold.save(path)
+    try:
+        click.echo(_reloaded(half.http.host, half.http.port))
+    except click.ClickException as refused:
+        for path in kept:
+            if path in before:
+                path.write_bytes(before[path])
+            else:
+                path.unlink(missing_ok=True)
+        raise click.ClickException(f"{refused.message}; everything is as it was") from None
 
 
 def _undo(paths: Sequence[Path]) -> None:

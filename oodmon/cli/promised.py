@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import click
 
 if TYPE_CHECKING:
+    from oodmon.calibration import Calibration
     from oodmon.config.schema import Config
+    from oodmon.drift.thresholds import Threshold
     from oodmon.fitting import Fitting
 
-__all__ = ["promise"]
+__all__ = ["promise", "renewed"]
+
+_SAMPLES: Final = 256
+"""In a window, where no threshold was found before."""
 
 
 def promise(path: str, fitting: Fitting, samples: int, *, in_order: bool, seed: int) -> None:
@@ -96,3 +103,41 @@ def _find(config: Config, fitting: Fitting, samples: int, *, in_order: bool, see
             f"of {samples} samples, drawn in blocks of {blocks}; run lengths up to "
             f"{found.longest:,.0f} windows were measured"
         )
+
+
+def renewed(config: Config, known: Mapping[str, Calibration]) -> dict[Path, Threshold]:
+    """File → its threshold, for every test that has a promise, found for other calibrations.
+
+    Scores that were drawn from traffic are in no order, so that they tell nothing of neighbours: no
+    threshold is laxer than the one before, which may have been found on blocks of them.
+    """
+    from dataclasses import replace
+
+    from oodmon.config import build
+    from oodmon.drift.resampling import Held
+    from oodmon.drift.thresholds import Threshold, tune
+    from oodmon.drift.tuned import Tunable
+    from oodmon.errors import StateError
+
+    half = build.daemon_half(config)
+    context = half.calibration.ranked_within
+    made = {}
+    for name, entity in half.drift.items():
+        test = entity.component
+        if not (isinstance(test, Tunable) and test.false_alarms):
+            continue
+        path = build.threshold_path(half.calibration.path, name)
+        try:
+            before = Threshold.load(path)
+            samples, least = before.samples, before.nominal
+        except StateError:
+            samples, least = _SAMPLES, 1.0
+        held = {}
+        for detector, one in known.items():
+            complete = len(one.predicted) and one.predicted.min() >= 0
+            mine = Held(one, one.scores, one.predicted.astype("int64")[: None if complete else 0])
+            held[detector] = mine.within(context, in_order=False) if context else mine
+        click.echo(f"drift test {name}: its threshold is found anew")
+        found = tune(test, held, samples, build.window_seconds(config, test), 0, context)
+        made[path] = replace(found, nominal=max(found.nominal, least))
+    return made

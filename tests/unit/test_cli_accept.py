@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import re
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from oodmon.calibration import Calibration
-from oodmon.cli import main
+from oodmon.cli import main, promised
 from oodmon.config import build
 from oodmon.config.parse import load
+from oodmon.drift import thresholds
+from oodmon.drift.thresholds import Threshold
 from oodmon.pipeline import Pipeline
 from oodmon.records import Fact, Notice
 from tests.streams import EPOCH, SECOND, alerts, batch
@@ -220,6 +223,40 @@ def test_nothing_changes_without_a_yes_or_with_too_little(config: Path) -> None:
     assert _file(config).read_bytes() == before
 
 
+def test_thresholds_of_other_tests_are_found_anew(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the daemon would not start: a threshold is bound to the calibrations it was found on."""
+    monkeypatch.setattr(thresholds, "WINDOWS", 5_000)
+    text = config.read_text()
+    config.write_text(
+        text.replace(
+            "  drift:\n", '  drift:\n    shape: {type: ks, false_alarms: "1 per 200 windows"}\n'
+        )
+    )
+    checked = load(config, "daemon")
+    path = build.threshold_path(str(config.parent / "states"), "shape")
+    known = build.calibrations(checked)
+    for at, threshold in promised.renewed(checked, known).items():
+        assert at == path
+        # As where the data was in order: stricter than independent samples need.
+        replace(threshold, nominal=1e4, samples=40).save(at)
+    build.drift_tests(checked, known)
+    before = path.read_bytes()
+    done = _accept(config, "--yes")
+    assert done.exit_code == 0, done.output
+    assert "shape: its threshold is found anew" in done.output
+    assert "shape" in build.drift_tests(checked, build.calibrations(checked))
+    assert Threshold.load(path).nominal == 1e4
+    assert Threshold.load(path).samples == 40
+    restarted = _restarted(config)
+    facts = _traffic(restarted, 200, 260)
+    assert [alert.status for alert in alerts(facts)] == ["resolved"]
+    assert _accept(config, "--undo").exit_code == 0
+    assert path.read_bytes() == before
+    build.drift_tests(checked, build.calibrations(checked))
+
+
 def test_a_daemon_that_runs_is_asked_to_reload(config: Path) -> None:
     asked = []
 
@@ -241,9 +278,13 @@ def test_a_daemon_that_runs_is_asked_to_reload(config: Path) -> None:
         done = _accept(config, "--yes")
         assert (done.exit_code, asked) == (0, ["/-/reload"])
         assert "has reloaded" in done.output
-        refused = _accept(config, "--undo")
-        assert refused.exit_code == 1
-        assert "another model" in refused.output
+        folder = config.parent / "states"
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        for arguments in (["--undo"], ["--yes"]):
+            refused = _accept(config, *arguments)
+            assert refused.exit_code == 1
+            assert "another model; everything is as it was" in refused.output
+            assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     finally:
         server.shutdown()
         thread.join()
