@@ -22,7 +22,7 @@ from oodmon.contracts import DriftTest
 from oodmon.errors import ContractError, StateError
 from oodmon.pipeline.accuracy import Accuracy
 from oodmon.pipeline.evidence import evidence, leading
-from oodmon.pipeline.flagged import Flagged
+from oodmon.pipeline.flagged import Flagged, most_novel
 from oodmon.pipeline.movements import Movements, is_suspicious
 from oodmon.pipeline.streams import Streams
 from oodmon.records import (
@@ -41,7 +41,6 @@ from oodmon.wire import pack, unpack
 __all__ = ["Pipeline", "promises"]
 
 _SCHEMA: Final = "oodmon.pipeline/1"
-_MOST_NOVEL: Final = 40
 _MAX_NOTICES: Final = 1024
 _SECOND: Final = 1_000_000_000
 
@@ -213,11 +212,14 @@ class Pipeline:
             for name, histogram in closed.pane.detectors.items():
                 counts[name] = counts.get(name, 0) + histogram.counts
         flagged = self._flagged.close(self.model, self.version, end, counts)
-        if flagged:
-            self._novel = sorted(flagged, key=lambda e: (e.p, e.sample_id))[:_MOST_NOVEL]
         panes = [closed.pane for closed in closings]
         results = self._streams.judge(windows, panes)
-        suspicious = any(is_suspicious(result) for result in results)
+        moving = [result for result in results if is_suspicious(result)]
+        began = [result.since or result.start for result in moving]
+        self._novel = most_novel(
+            [*self._novel, *flagged], min([*began, end - self.windowing.length])
+        )
+        suspicious = bool(moving)
         self._movements.take(panes, suspicious=suspicious)
         self._accuracy.take(panes, suspicious=suspicious)
         alerts = [self._alert(transition, results, end) for transition in self._rules.step(results)]

@@ -16,10 +16,12 @@ import numpy.typing as npt
 from oodmon.calibration import Calibration
 from oodmon.records import BIN_EDGES, Exceedance, ScoreBatch
 
-__all__ = ["Flagged", "cut_at"]
+__all__ = ["Flagged", "cut_at", "most_novel"]
 
 _PER_PANE: Final = 100
 """Samples kept per pane and detector; a flood of novelty needs no longer list than this."""
+_MOST_NOVEL: Final = 40
+"""Samples that an alert chooses from, each perhaps flagged by several detectors."""
 
 
 def cut_at(counts: npt.NDArray[np.int64], false_share: float) -> float:
@@ -37,6 +39,12 @@ def cut_at(counts: npt.NDArray[np.int64], false_share: float) -> float:
     found = np.cumsum(counts)
     reached = np.flatnonzero(BIN_EDGES[1:] * found[-1] <= false_share * found)
     return float(BIN_EDGES[reached[-1] + 1]) if len(reached) and found[-1] else 0.0
+
+
+def most_novel(flagged: Sequence[Exceedance], since: int) -> list[Exceedance]:
+    """Those of them that were observed at `since`, ns, or later, the most novel first; not all."""
+    late = [sample for sample in flagged if sample.observed_at >= since]
+    return sorted(late, key=lambda sample: (sample.p, sample.sample_id))[:_MOST_NOVEL]
 
 
 _Row = tuple[float, str, str, int, float]  # score, sample id, segment, observed at, p

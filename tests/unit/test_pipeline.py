@@ -75,6 +75,28 @@ def test_a_shift_fires_once_and_the_alert_says_what_a_person_needs() -> None:
     assert alert.id == alerts(_run(_pipeline(), batches))[0].id
 
 
+def test_the_samples_that_an_alert_names_are_of_the_change_and_of_all_of_it() -> None:
+    """Not of the last window in which something was flagged, which may be of the day before."""
+    rng = np.random.default_rng(5)
+    batches = []
+    for second in range(120):
+        scores = rng.normal(size=32)
+        scores[:] = np.minimum(scores, 2.0)
+        if second in {12, 13}:
+            scores[0] = 9.0  # odd, and no change
+        if second >= 60:
+            scores = scores * 0.7 + 0.5  # a change in which next to nothing is flagged
+        if second in {60, 61}:
+            scores[5] = 8.0
+        batches.append(batch(scores, second, second))
+    windowing = Windowing(1, 0, 0)
+    tests = {"budget": Budget("1 per 1000 windows", tolerated_fraction=0.0)}
+    facts = _run(_pipeline(windowing=windowing, tests=tests), batches)
+    (alert,) = alerts(facts)
+    assert alert.started_at > EPOCH + 61 * SECOND
+    assert set(alert.evidence["novel"]) == {"agent/60/5", "agent/61/5"}
+
+
 def test_an_episode_ends_and_its_evidence_starts_again_from_nothing() -> None:
     first = list(stream(60, rows=200))
     novel = [
