@@ -322,9 +322,9 @@ def conclude(progress: Progress, url: str) -> int:
             strongest = evidence["streams"][0]["detector"]
             console.print(
                 f"{phase:>6}: [bold red]alarm[/] `{alert['rule']}` ({alert['severity']}) after "
-                f"{samples} images of this phase; strongest detector {strongest}, at least "
-                f"{evidence['effect']:.0%} of the traffic changed"
+                f"{samples} images of this phase; strongest detector {strongest}"
             )
+            console.print(f"        {evidence['summary']}")
             console.print(f"        promise: {evidence['promise']}")
             for row in evidence.get("accuracy", ()):
                 console.print(

@@ -85,9 +85,9 @@ def _sentences(
         )
         where = stream.detector + (f" in segment {stream.segment}" if stream.segment else "")
         told.append(
-            f"It shows most in {where}: about {moved['changed_fraction']:.0%} of "
-            f"{moved['samples']} samples since are different, at least "
-            f"{moved['changed_fraction_at_least']:.0%}."
+            f"It shows most in {where}: about {moved['changed_fraction']:.0%} of the traffic "
+            f"since is different ({moved['samples']} samples; with 95 % certainty at least "
+            f"{moved['changed_fraction_at_least']:.0%})."
         )
         band = max(
             moved["bins"],

@@ -31,7 +31,8 @@ def summary(*streams: tuple[DriftResult, dict[str, Any]]) -> str:
 def test_of_streams_with_as_much_evidence_the_one_that_changed_most_is_told() -> None:
     said = summary((result("msp"), moved(0.1, 2)), (result("gram"), moved(0.6, 70)))
     assert said == (
-        "It shows most in gram: about 70% of 100 samples since are different, at least 60%. "
+        "It shows most in gram: about 70% of the traffic since is different "
+        "(100 samples; with 95 % certainty at least 60%). "
         "70 of them are among the most novel 10 % of the reference, where 10 were expected."
     )
 
