@@ -85,6 +85,7 @@ def attach(
         version=checked.model.version,
         overhead_budget=half.tap.overhead_budget,
         shadow_budget=half.tap.shadow_budget,
+        check_weights=half.check_weights,
         request=request,
         source=source,
     )

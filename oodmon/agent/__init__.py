@@ -34,6 +34,7 @@ from oodmon.agent.stats import Stats, count
 from oodmon.contracts import Attached, Feed, Reads, Tap, Writer
 from oodmon.errors import ContractError
 from oodmon.records import SHADOW
+from oodmon.taps.identity import identify
 from oodmon.taps.twin import Twin
 
 __all__ = ["Agent", "Limits", "Request", "Stats", "request"]
@@ -62,6 +63,7 @@ class Agent:
         budget: float,
         shadow_budget: float,
         twin: Callable[[], Twin],
+        weights: Callable[[], str],
         request: Ask | None,
         source: str,
         clock: Callable[[], int],
@@ -83,6 +85,7 @@ class Agent:
         self._sampler = Sampler(budget, seed) if self._beside else shadow
         self._shadow_sampler = shadow if both else None
         self._new_twin = twin
+        self._weights = weights
         self._first_twin: list[Twin] = []
         self._gate = Gate(
             self._sampler,
@@ -115,6 +118,7 @@ class Agent:
         clock: Callable[[], int] = time.time_ns,
         limits: Limits | None = None,
         seed: int = 0,
+        check_weights: bool = True,
     ) -> Agent:
         """Start watching.
 
@@ -127,6 +131,8 @@ class Agent:
             request: asked in each sampled pass who it is for; else `request()`'s context says.
             source: id of this agent; made from host, process and chance where it is "".
             clock: ns UTC.
+            check_weights: scores count only on the weights that their scorer was fitted on, where
+                it says which.
 
         Raises:
             ContractError: a layer that does not exist, with near names; an impossible option; a
@@ -149,6 +155,7 @@ class Agent:
             budget=budget,
             shadow_budget=shadow_budget,
             twin=lambda: _twin(tap, known()),
+            weights=lambda: identify(known()) if check_weights else "",
             request=request,
             source=source,
             clock=clock,
@@ -260,7 +267,8 @@ class Agent:
         queue = Passes(limits.queue_passes, limits.queue_bytes, limits.batch_rows)
         stamp = (*self._model, source)
         scoring = Scoring(
-            queue, self._beside, open_writer, stamp, self._sampler, limits, self._clock
+            *(queue, self._beside, open_writer, stamp, self._sampler, limits, self._clock),
+            weights=self._weights,
         )
         return Room(source, queue, scoring, shadow)
 
@@ -285,6 +293,7 @@ class Agent:
             self._clock,
             twin,
             repeats=repeats,
+            weights=self._weights,
         )
 
 

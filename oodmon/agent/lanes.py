@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,9 @@ class Lane(Protocol):
     def run(self, passes: Sequence[Pass], compute: Compute) -> Measured:
         """Compute once the passes' activations are there, and bring the scores to the host."""
 
+    def aside(self) -> AbstractContextManager[object]:
+        """Work inside does not stand in line with what is served."""
+
 
 class CpuLane:
     """In the scoring thread itself."""
@@ -53,6 +57,10 @@ class CpuLane:
         del passes
         scores, predicted = compute()
         return Measured(scores.numpy(), _host(predicted), 0.0, 0.0)
+
+    def aside(self) -> AbstractContextManager[object]:
+        """It never does."""
+        return nullcontext()
 
 
 class CudaLane:
@@ -97,6 +105,10 @@ class CudaLane:
             begin.elapsed_time(done) / 1000.0,
             serving / 1000.0,
         )
+
+    def aside(self) -> AbstractContextManager[object]:
+        """On the scoring stream."""
+        return torch.cuda.stream(self._stream)
 
 
 def lane_for(device: torch.device) -> Lane:

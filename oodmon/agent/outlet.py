@@ -76,6 +76,10 @@ class Outlet:
         """Samples shed so far, told to the daemon or not yet."""
         return self._tally.dropped + self._dropped + self._queue.shed_untold
 
+    def rename(self, digests: Mapping[str, str]) -> None:
+        """From the next batch on, the columns are made by these."""
+        self._digests = {name: digests[name] for name in self._digests}
+
     def lose(self, rows: int, why: str) -> None:
         """Samples that could not be scored at all."""
         self._dropped += rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from oodmon.agent.sampling import Sampler
 from oodmon.contracts import Reads, Writer
 from oodmon.errors import ContractError
 from oodmon.records import Activations
+from oodmon.taps.identity import WORDS, Difference, compare
 
 __all__ = ["Limits", "ScorerLike", "Scoring"]
 
@@ -30,6 +32,9 @@ _SPAN_NS: Final = 500_000_000
 
 _IDLE_SECONDS: Final = 1.0
 _MOST_NICE: Final = 19
+
+_LOOK_SECONDS: Final = 300.0
+"""How often it is looked which weights are served: some hundredth of a second each time."""
 
 
 class ScorerLike(Protocol):
@@ -105,6 +110,7 @@ class Scoring:
             at the next one.
         stamp: model, version, source of the batches.
         repeats: the samples are counted by another source's batches.
+        weights: tells which weights are served now, as `taps.identity.identify` does.
     """
 
     thread_name = "oodmon-scoring"
@@ -120,6 +126,7 @@ class Scoring:
         clock: Callable[[], int],
         *,
         repeats: bool = False,
+        weights: Callable[[], str] = lambda: "",
     ) -> None:
         self.tally = Tally()
         self._queue = queue
@@ -138,6 +145,9 @@ class Scoring:
         self._clock = clock
         self._device = torch.device("cpu")
         self._lane: Lane = CpuLane()
+        self._weights = weights
+        self._look_at = 0.0
+        self._strange: dict[str, Difference] = {}
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name=self.thread_name, daemon=True)
 
@@ -180,8 +190,10 @@ class Scoring:
     def _work(self) -> None:
         while group := self._next():
             rows = sum(item.rows for item in group)
-            begun = time.thread_time()
             try:
+                self._settle(next(iter(group[0].tensors())).device)
+                self._recognise(time.monotonic())
+                begun = time.thread_time()
                 measured = self._score(group, rows)
             except Exception as error:
                 log.exception("a batch could not be scored")
@@ -211,14 +223,45 @@ class Scoring:
     def _rest(self, worked_seconds: float) -> None:
         """Called after each batch."""
 
-    def _score(self, group: Sequence[Pass], rows: int) -> Measured:
-        device = next(iter(group[0].tensors())).device
+    def _settle(self, device: torch.device) -> None:
+        """Where the passes are: the model has moved, or this is the first one."""
         if device != self._device:
-            # The model has moved, or this is the first pass.
             self._scorers = {name: s.to(device) for name, s in self._scorers.items()}
             self._lane = lane_for(device)
             self._device = device
 
+    def _recognise(self, now: float) -> None:
+        """Is what is served what the scorers were fitted on? What has changed is told.
+
+        Looked at here and not when attached, because weights may be loaded after that.
+        """
+        if now < self._look_at:
+            return
+        self._look_at = now + _LOOK_SECONDS
+        fitted = {n: getattr(scorer, "weights", "") for n, scorer in self._scorers.items()}
+        if not any(fitted.values()):
+            return
+        with self._lane.aside():
+            served = self._weights()
+        found = {n: compare(weights, served) for n, weights in fitted.items()}
+        if not served or found == self._strange:
+            return
+        self._outlet.rename({n: _estranged(s.digest, found[n]) for n, s in self._scorers.items()})
+        for difference, words in WORDS.items():
+            names = [name for name, each in found.items() if each == difference]
+            if names and names != [n for n, each in self._strange.items() if each == difference]:
+                refused = "; their scores are not counted" if difference == "values" else ""
+                text = f"{', '.join(names)}: fitted on {words}{refused}"
+                log.warning("%s", text)
+                if difference != "rounding":
+                    self._outlet.tell(text)
+        if "values" in self._strange.values() and "values" not in found.values():
+            text = "the weights that are served are again those that the detectors were fitted on"
+            log.warning("%s", text)
+            self._outlet.tell(text)
+        self._strange = found
+
+    def _score(self, group: Sequence[Pass], rows: int) -> Measured:
         def compute() -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
                 acts = self._together(joined(list(group)))
@@ -270,6 +313,13 @@ class Scoring:
                     self._outlet.tell(f"breaker of `{name}` closed: it scores again")
                 return column
         return torch.full((rows,), float("nan"), device=self._device)
+
+
+def _estranged(digest: str, difference: Difference) -> str:
+    """What made a column: on other weights it is none that a calibration was made for."""
+    if difference != "values":
+        return digest
+    return hashlib.sha256(f"{digest} on other weights".encode()).hexdigest()[: len(digest)]
 
 
 def _cut(acts: Activations, begin: int, end: int) -> Activations:

@@ -59,11 +59,14 @@ class Shadow(Scoring):
         twin: Twin,
         *,
         repeats: bool,
+        weights: Callable[[], str] = lambda: "",
     ) -> None:
         nice = _NICE if limits.nice else 0
         modest = dataclasses.replace(limits, batch_rows=limits.shadow_rows, nice=nice)
         super().__init__(
-            queue, scorers, open_writer, stamp, sampler, modest, clock, repeats=repeats
+            *(queue, scorers, open_writer, stamp, sampler, modest, clock),
+            repeats=repeats,
+            weights=weights,
         )
         self._twin = twin
         self._compared = 0

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from oodmon.config.schema import Config
+    from oodmon.detectors import Scorer
     from oodmon.evaluate import Evaluation
     from oodmon.fitting import Source
 
@@ -154,6 +155,7 @@ def _scores(
             )
     loaded = scorers(config, str(place_of(model)))
     chosen = {name: loaded[name] for name in (only or loaded)}
+    _tell_others(chosen, model)
     return {
         name: measure(
             model,
@@ -165,6 +167,17 @@ def _scores(
         )
         for name, source in sources.items()
     }
+
+
+def _tell_others(scorers: Mapping[str, Scorer], model: nn.Module) -> None:
+    """Say so where the model is not the one that was fitted."""
+    from oodmon.taps.identity import WORDS, compare, identify
+
+    weights = identify(model)
+    for difference, words in WORDS.items():
+        names = [n for n, s in scorers.items() if compare(s.weights, weights) == difference]
+        if names:
+            click.secho(f"{', '.join(names)}: fitted on {words}", fg="yellow", err=True)
 
 
 def _held_out(config: Config, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Scores]:

@@ -16,7 +16,9 @@ from oodmon.cli.options import config_argument
 from oodmon.cli.promised import promise
 
 if TYPE_CHECKING:
-    from oodmon.config.schema import AgentSection
+    from torch import nn
+
+    from oodmon.config.schema import AgentSection, ModelSection
     from oodmon.contexts import Context
     from oodmon.fitting import Fitting
 
@@ -95,6 +97,7 @@ def fit(
     form = Form(transform, batch_size, seed, image_size, image_mode)
     found, source = model_and_source(data, model, form)
     click.echo(f"reference: {source.told}")
+    _tell_replaced(half, checked.model, found)
     with Bars() as bars:
         fitting = learn(
             found,
@@ -153,6 +156,32 @@ def _keep_others(half: AgentSection, model: str) -> None:
                     f"{path} was learnt for model {other!r}, this config is of {model!r}: give it "
                     f"a folder of its own (`agent.states`), or delete {path.parent}"
                 )
+
+
+def _tell_replaced(half: AgentSection, served: ModelSection, model: nn.Module) -> None:
+    """Say so where the states that are replaced are of other weights under the same version."""
+    from oodmon.config.build import state_path
+    from oodmon.detectors.scorer import made_for
+    from oodmon.errors import StateError
+    from oodmon.taps.identity import compare, identify
+
+    weights = identify(model)
+    others = []
+    for name in half.detectors:
+        path = state_path(half.states, name)
+        with suppress(StateError):
+            _, version, known = made_for(path) if path.is_file() else ("", "", "")
+            if version == served.version and compare(known, weights) in ("values", "layout"):
+                others.append(name)
+    if others:
+        click.secho(
+            f"{half.states}: {', '.join(others)}: fitted on other weights, also of "
+            f"{served.name!r} version {served.version!r}: they are replaced. Scores by the old "
+            "states will not be counted by a daemon with the new calibrations; another "
+            "`model.version` keeps such models apart",
+            fg="yellow",
+            err=True,
+        )
 
 
 def _write(fitting: Fitting, states: str) -> Path:

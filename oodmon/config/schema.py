@@ -123,12 +123,14 @@ class AgentSection:
         detectors: id → detector.
         states: folder that `oodmon fit` writes and the agent reads.
         feed: the way to the daemon.
+        check_weights: scores count only on the weights that `oodmon fit` saw.
     """
 
     tap: TapSection
     detectors: Mapping[str, Component]
     states: str
     feed: Component
+    check_weights: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,7 +88,7 @@ class Sections:
         entries = self.convert.entries(node, path)
         if entries is None:
             return None
-        self._only(entries, path, ("tap", "detectors", "states", "feed"))
+        self._only(entries, path, [f.name for f in dataclasses.fields(AgentSection)])
         tap = self._part(node, entries, path, "tap", self._tap)
         if "tap" not in entries:
             made = self._default("taps", "hooks", node, f"{path}.tap")
@@ -112,9 +112,14 @@ class Sections:
             required=True,
         )
         feed = self._part(node, entries, path, "feed", self._kind("feeds"), required=True)
+        checked = self._part(
+            node, entries, path, "check_weights", lambda n, p: self.convert.value(n, bool, p)
+        )
         if tap is None or found_detectors is None or states is None or feed is None:
             return None
-        return AgentSection(tap, found_detectors, states, feed)
+        return AgentSection(
+            *(tap, found_detectors, states, feed), check_weights=checked is not False
+        )
 
     def _tap(self, node: yaml.Node, path: str) -> TapSection | None:
         return self._extended(node, path, "taps", TapSection)

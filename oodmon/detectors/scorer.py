@@ -44,25 +44,31 @@ class Scorer:
         detector: the options.
         state: what `detector.learn` returned; checked by `detector.check`.
         model, version: what it was learnt for, if known; kept in the file's header.
+        weights: `taps.identity.identify` of that model, if known. It goes into the digest: a
+            calibration made on other weights is another scorer's, also where nothing is learnt.
     """
 
     def __init__(
-        self, detector: Detector, state: State, model: str = "", version: str = ""
+        self,
+        detector: Detector,
+        state: State,
+        model: str = "",
+        version: str = "",
+        weights: str = "",
     ) -> None:
         devices = {tensor.device for tensor in state.values()}
         if len(devices) > 1:
             raise StateError(f"{_name(detector)}: state lies on several devices: {devices}")
         detector.check(state)
-        self._fill(detector, state, model, version, _digest(detector, state))
+        self._fill(detector, state, (model, version, weights), _digest(detector, state, weights))
 
     def _fill(
-        self, detector: Detector, state: State, model: str, version: str, digest: str
+        self, detector: Detector, state: State, made_for: tuple[str, str, str], digest: str
     ) -> None:
         self._detector = detector
         self._state: Mapping[str, Tensor] = MappingProxyType(dict(state))
         self._digest = digest
-        self._model = model
-        self._version = version
+        self._made_for = made_for
 
     @classmethod
     def learn(
@@ -71,6 +77,7 @@ class Scorer:
         reference: ReferenceContract,
         model: str = "",
         version: str = "",
+        weights: str = "",
     ) -> Scorer:
         """Learn from in-distribution data.
 
@@ -82,7 +89,7 @@ class Scorer:
             detector = detector.pin(layer_names(reference))
         learnt = detector.learn(suited(detector, reference))
         state = {name: tensor.detach().contiguous() for name, tensor in learnt.items()}
-        return cls(detector, state, model, version)
+        return cls(detector, state, model, version, weights)
 
     @property
     def detector(self) -> Detector:
@@ -96,18 +103,23 @@ class Scorer:
 
     @property
     def digest(self) -> str:
-        """Sixteen hex digits over name, options and state; the same on every device."""
+        """Sixteen hex digits over name, options, state and weights; the same on every device."""
         return self._digest
 
     @property
     def model(self) -> str:
         """The model that it was learnt for; "" where nobody said."""
-        return self._model
+        return self._made_for[0]
 
     @property
     def version(self) -> str:
         """That model's version; "" where nobody said."""
-        return self._version
+        return self._made_for[1]
+
+    @property
+    def weights(self) -> str:
+        """Which weights that model had, by `taps.identity.identify`; "" where nobody said."""
+        return self._made_for[2]
 
     def reads(self) -> Reads:
         """What has to be tapped."""
@@ -133,7 +145,7 @@ class Scorer:
         """The same scorer elsewhere; the digest stays."""
         moved = {name: tensor.to(device) for name, tensor in self._state.items()}
         scorer = object.__new__(Scorer)
-        scorer._fill(self._detector, moved, self._model, self._version, self._digest)
+        scorer._fill(self._detector, moved, self._made_for, self._digest)
         return scorer
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -146,8 +158,9 @@ class Scorer:
                 "schema": SCHEMA,
                 "name": _name(self._detector),
                 "options": _options(self._detector),
-                "model": self._model,
-                "version": self._version,
+                "model": self.model,
+                "version": self.version,
+                **({"weights": self.weights} if self.weights else {}),
                 "digest": self._digest,
             },
         )
@@ -178,7 +191,7 @@ class Scorer:
             raise StateError(f"{source}: damaged: {error}") from error
         try:
             detector = _create(header["name"], json.loads(header["options"]))
-            scorer = cls(detector, state, header.get("model", ""), header.get("version", ""))
+            scorer = cls(detector, state, *_made_for(header))
         except (KeyError, TypeError, ValueError, OodmonError) as error:
             raise StateError(f"{source}: {error}") from error
         if scorer.digest != header.get("digest"):
@@ -192,10 +205,16 @@ class Scorer:
         return f"Scorer({self._detector!r}, digest={self._digest!r})"
 
 
-def made_for(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """Model and version that a file was learnt for, from its header; `StateError` if damaged."""
-    header = _header(Path(path))
-    return header.get("model", ""), header.get("version", "")
+def made_for(path: str | os.PathLike[str]) -> tuple[str, str, str]:
+    """Model, version and weights that a file was learnt for, each "" where nobody said.
+
+    From its header alone; `StateError` if that is damaged.
+    """
+    return _made_for(_header(Path(path)))
+
+
+def _made_for(header: Mapping[str, str]) -> tuple[str, str, str]:
+    return header.get("model", ""), header.get("version", ""), header.get("weights", "")
 
 
 def _name(detector: Detector) -> str:
@@ -217,8 +236,10 @@ def _tuple(value: Any) -> Any:
     return tuple(_tuple(item) for item in value) if isinstance(value, list) else value
 
 
-def _digest(detector: Detector, state: State) -> str:
+def _digest(detector: Detector, state: State, weights: str) -> str:
     digest = hashlib.sha256(f"{_name(detector)}\0{_options(detector)}".encode())
+    if weights:
+        digest.update(f"\0\0{weights}".encode())
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())

@@ -30,6 +30,7 @@ from oodmon.fitting.placed import check
 from oodmon.fitting.reading import Reading, place_of, reads_of
 from oodmon.fitting.shares import Shares, moved
 from oodmon.fitting.sources import Source
+from oodmon.taps.identity import identify
 from oodmon.taps.layout import head_of
 from oodmon.taps.twin import Twin
 
@@ -112,7 +113,7 @@ def fit(
             with the label -1 are known outliers: never calibrated with, and learnt from only by
             detectors that learn from such.
         tap, detectors: as configured.
-        model_name, version: kept in the states' headers.
+        model_name, version: kept in the states' headers, and so is which weights it has.
         learn_share: share of the samples to learn from, (0, 1); the rest calibrates.
         seed: of the split and of every detector's randomness.
         device: where the model and the detectors run; "" leaves the model where it is.
@@ -129,6 +130,7 @@ def fit(
     if device:
         model = model.to(device)
     place = place_of(model)
+    made_for = (model_name, version, identify(model))
     offered = tap.offers(model) if hasattr(tap, "offers") else ()
     pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
@@ -143,9 +145,7 @@ def fit(
         head = head_of(getattr(model, "_orig_mod", model))
         twin = getattr(tap, "twin", Twin)(model) if reads.model else None
         fitted = {
-            name: _fit_one(
-                name, detector, shares, head, seed, place, tell, model_name, version, twin
-            )
+            name: _fit_one(name, detector, shares, head, seed, place, tell, made_for, twin)
             for name, detector in pinned.items()
         }
     return Fitting(
@@ -167,8 +167,7 @@ def _fit_one(
     seed: int,
     device: torch.device,
     tell: Progress,
-    model_name: str,
-    version: str,
+    made_for: tuple[str, str, str],
     probe: Probe | None,
 ) -> Fitted:
     begun = time.monotonic()
@@ -181,7 +180,7 @@ def _fit_one(
         probe=probe,
     )
     try:
-        scorer = Scorer.learn(detector, reference, model_name, version)
+        scorer = Scorer.learn(detector, reference, *made_for)
         learnt = time.monotonic()
         tell(name, 0.9, "calibrating")
         columns = [

@@ -19,6 +19,7 @@ from oodmon.detectors.gram import Gram
 from oodmon.detectors.logits import MSP
 from oodmon.detectors.reference import gather
 from oodmon.detectors.rnd import RND
+from oodmon.detectors.scorer import made_for
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
 
@@ -89,6 +90,24 @@ def test_the_digest_names_options_and_state() -> None:
     assert first.to("meta").digest == first.digest
 
 
+def test_the_digest_names_the_weights_too_where_they_are_known(tmp_path: Path) -> None:
+    first = learnt()
+    known = Scorer(first.detector, first.state, "m", "1", "1.some.weights")
+    other = Scorer(first.detector, first.state, "m", "1", "1.other.weights")
+    assert len({first.digest, known.digest, other.digest}) == 3
+    # as without them: files that do not say which weights keep their digests
+    assert Scorer(MSP(), {}).digest == Scorer(MSP(), {}, "m", "1").digest == "89442e01904aebd7"
+    assert known.to("meta").weights == "1.some.weights"
+    known.save(tmp_path / "known")
+    loaded = Scorer.load(tmp_path / "known")
+    assert (loaded.weights, loaded.digest) == (known.weights, known.digest)
+    assert made_for(tmp_path / "known") == ("m", "1", "1.some.weights")
+    first.save(tmp_path / "first")
+    with safetensors.safe_open(tmp_path / "first", "pt") as file:
+        assert "weights" not in file.metadata()
+    assert Scorer.load(tmp_path / "first").weights == made_for(tmp_path / "first")[2] == ""
+
+
 def rewritten(path: Path, **metadata: str) -> None:
     """The file with other metadata."""
     with safetensors.safe_open(path, "pt") as file:
@@ -105,6 +124,7 @@ def rewritten(path: Path, **metadata: str) -> None:
         ({"options": "{"}, "Expecting property name"),
         ({"options": '{"layers": ["early"]}'}, "state: expected"),
         ({"digest": "0123456789abcdef"}, "was changed after it was written"),
+        ({"weights": "1.other"}, "was changed after it was written"),
     ],
 )
 def test_a_file_that_was_tampered_with_is_refused(
