@@ -27,6 +27,7 @@ __all__ = [
     "is_refusal",
     "knock",
     "login",
+    "reach",
     "reader_problem",
     "reading",
 ]
@@ -167,6 +168,19 @@ def reading(what: str, work: Callable[[], _T], drop: Callable[[], None]) -> _T:
         raise FeedError(f"{what}: {error}") from error
 
 
+def reach(access: Access, servers: Sequence[str], timeout_seconds: float) -> None:
+    """Return when a broker answers and, where there is one, accepts our login.
+
+    Raises:
+        ConnectionError, ValueError, OSError: as `knock` and `login`; a certificate file is missing.
+    """
+    if missing := access.missing_file():
+        raise ValueError(missing)
+    knock(access, servers, timeout_seconds)
+    if access.security_protocol.startswith("SASL"):
+        login(access, servers, timeout_seconds)
+
+
 def knock(access: Access, servers: Sequence[str], timeout_seconds: float) -> None:
     """Return when one broker opens its door.
 
@@ -257,15 +271,11 @@ def consumer(
         look_seconds: how old may be what it knows of partitions.
 
     Raises:
-        ConnectionError, ValueError, OSError: as `knock` and `login`; a certificate file is missing.
+        ConnectionError, ValueError, OSError: as `reach`.
     """
     from kafka import KafkaConsumer  # type: ignore[import-untyped]
 
-    if missing := access.missing_file():
-        raise ValueError(missing)
-    knock(access, servers, timeout_seconds)
-    if access.security_protocol.startswith("SASL"):
-        login(access, servers, timeout_seconds)
+    reach(access, servers, timeout_seconds)
     millis = max(100, int(timeout_seconds * 1000))
     return built(
         KafkaConsumer,

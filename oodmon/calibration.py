@@ -30,7 +30,7 @@ from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
 from oodmon.trust import check_unshared
 
-__all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "expected_errors"]
+__all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "covered", "expected_errors"]
 
 _SCHEMA: Final = "oodmon.calibration/1"
 _KINDS: Final[Mapping[str, np.dtype[Any]]] = {
@@ -56,6 +56,14 @@ def _normal_scores() -> npt.NDArray[np.float64]:
 
 NORMAL_SCORES: Final = _normal_scores()
 """float64 (64,): mean of the normal score Phi^-1(1 - p) over each bin of `BIN_EDGES`, p uniform."""
+
+
+def covered(level: float) -> npt.NDArray[np.float64]:
+    """(64,) how much of each bin of `BIN_EDGES` lies at or below a tail probability.
+
+    Linear within the bin that it cuts; counts @ this are the samples with p <= level.
+    """
+    return np.clip((level - BIN_EDGES[:-1]) / np.diff(BIN_EDGES), 0.0, 1.0)
 
 
 def expected_errors(scores: npt.NDArray[np.floating[Any]]) -> int:

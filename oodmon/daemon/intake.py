@@ -226,7 +226,7 @@ class Intake:
         )
 
     def _tell(self, batch: ScoreBatch, what: str, text: str) -> bool:
-        """One notice per source, reason and day, with one key on every replay: whether it is new."""
+        """One notice per source, reason and day, one key on every replay: whether it is new."""
         key = f"{what}:{batch.source}:{reason_on(text, batch.observed_at)}"
         if key in self._told:
             return False

@@ -17,7 +17,7 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import NORMAL_SCORES
+from oodmon.calibration import NORMAL_SCORES, covered
 from oodmon.contracts import Arrays
 from oodmon.drift.tuned import Tunable
 from oodmon.records import BIN_EDGES, Histogram, Window
@@ -172,6 +172,4 @@ class SeriesTest(Tunable[Followed[D]]):
 
 def exceeding(window: Histogram, level: float) -> float:
     """Samples with a tail probability of at most `level`; a bin that it cuts counts in part."""
-    widths = np.diff(BIN_EDGES)
-    inside = np.clip((level - BIN_EDGES[:-1]) / widths, 0.0, 1.0)
-    return float(window.counts @ inside)
+    return float(window.counts @ covered(level))

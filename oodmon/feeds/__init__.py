@@ -1,1 +1,1 @@
-"""The way from agent to daemon, both ends in one file each."""
+"""The way from agent to daemon, both ends; and labels on their way from a topic."""

@@ -20,9 +20,9 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from oodmon.brokers import built, knock, login
+from oodmon.brokers import built, reach
 from oodmon.contracts import Writer
-from oodmon.errors import FeedError, WireError
+from oodmon.errors import WireError
 from oodmon.records import ScoreBatch
 from oodmon.wire import encode_batch
 
@@ -202,11 +202,7 @@ class KafkaWriter(Writer):
         from kafka import KafkaProducer
 
         options = self._options
-        if missing := options.missing_file():
-            raise FeedError(missing)
-        knock(options, options.bootstrap_servers, options.timeout_seconds)
-        if options.security_protocol.startswith("SASL"):
-            login(options, options.bootstrap_servers, options.timeout_seconds)
+        reach(options, options.bootstrap_servers, options.timeout_seconds)
         millis = max(100, int(options.timeout_seconds * 1000))
         self._producer = built(
             KafkaProducer,

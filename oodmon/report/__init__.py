@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from oodmon.errors import StoreError
-from oodmon.report import plots, wording
+from oodmon.report import plots
+from oodmon.report.canvas import page
 from oodmon.report.gather import Seen, gather
 from oodmon.report.thumbnails import thumbnails as read_thumbnails
 from oodmon.secret import Secret
@@ -72,26 +72,16 @@ def build(
 
 
 def _page(seen: Seen, pictures: Any) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        name: getattr(wording, name) for name in ("count", "moment", "number", "percent", "span")
-    }
     script = (_FOLDER / "slider.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("page.html.j2").render(
+    return page(
+        "page.html.j2",
         flags=json.dumps([asdict(one) for one in seen.flags], separators=(",", ":")),
         script=Markup(script),  # noqa: S704 - ours
         script_digest=f"sha256-{digest}",
         seen=seen,
         pictures=pictures,
         figures={name: Markup(svg) for name, svg in _figures(seen).items()},  # noqa: S704 - ours
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
         last=int(seen.timeline.ends[-1]),
         first=int(seen.timeline.starts[0]),
     )

@@ -1,17 +1,23 @@
-"""What every figure of a page shares: its style, and SVG that takes its colours from the page."""
+"""What pages and their figures share: style, and SVG that takes its colours from the page."""
 
 from __future__ import annotations
 
 import io
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import matplotlib as mpl
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
-__all__ = ["ALARM", "GRID", "INK", "MUTED", "SERIES", "plain", "svg"]
+from oodmon.report import wording
 
+__all__ = ["ALARM", "GRID", "INK", "MUTED", "SERIES", "page", "plain", "svg"]
+
+_FOLDER: Final = Path(__file__).parent
 _WIDTH: Final = 9.6
 
 # matplotlib writes colours as #rrggbb; these stand for the page's own and are replaced by them.
@@ -49,6 +55,20 @@ _STYLE: Final[Any] = {
     "legend.fontsize": 8.0,
     "figure.constrained_layout.use": True,
 }
+
+
+def page(template: str, **values: Any) -> str:
+    """A template of this folder, filled; words of `wording` are its filters."""
+    environment = Environment(
+        loader=FileSystemLoader(_FOLDER),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: getattr(wording, name) for name in wording.__all__}
+    style = Markup((_FOLDER / "page.css").read_text(encoding="utf-8"))  # noqa: S704 - ours
+    return environment.get_template(template).render(style=style, **values)
 
 
 def svg(name: str, height: float, draw: Callable[[Figure], None], described: str) -> str:

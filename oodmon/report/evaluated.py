@@ -8,14 +8,12 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from oodmon.evaluate import Evaluation, roc
-from oodmon.report import wording
-from oodmon.report.canvas import GRID, MUTED, SERIES, plain, svg
+from oodmon.report.canvas import GRID, MUTED, SERIES, page, plain, svg
 
 __all__ = ["write"]
 
@@ -23,7 +21,6 @@ Scores = npt.NDArray[np.float32]
 Found = Mapping[str, Mapping[str, Scores]]
 """Data set → detector → scores."""
 
-_FOLDER: Final = Path(__file__).parent
 _CURVES: Final = len(SERIES)
 """ROC curves in one panel: the best detectors on that data set."""
 _PANELS: Final = 12
@@ -58,17 +55,8 @@ def write(
         table: what `oodmon.evaluate` says of them, none where there is nothing to say.
     """
     order = _best_first(table)
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = wording.count
-    page = environment.get_template(
-        "evaluated.html.j2"
-    ).render(
+    text = page(
+        "evaluated.html.j2",
         model=model,
         version=version,
         order=order,
@@ -79,10 +67,9 @@ def write(
         scores=Markup(_scores(inside, found, order[:_PANELS])),  # noqa: S704 - ours
         curves=_CURVES,
         panels=_PANELS,
-        style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - ours
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
 
 
 def _means(table: Mapping[str, Mapping[str, Evaluation | None]]) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from oodmon.calibration import covered
 from oodmon.records import ALL, BIN_EDGES
 from oodmon.report.accuracy import Estimate, estimates
 from oodmon.report.flags import Flags, flags
@@ -254,8 +255,7 @@ def _classes(windows: Sequence[Row], changed_at: int) -> dict[int, tuple[int, in
 def _share(counts: Counts) -> float | None:
     """Share of p ≤ 0.05, linear within the bin that holds it."""
     total = int(counts.sum())
-    covered = np.clip((0.05 - BIN_EDGES[:-1]) / np.diff(BIN_EDGES), 0.0, 1.0)
-    return float(counts @ covered) / total if total else None
+    return float(counts @ covered(0.05)) / total if total else None
 
 
 def _segments(rows: Sequence[Row], results: Sequence[Row], changed_at: int) -> list[Segment]:

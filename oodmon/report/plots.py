@@ -14,6 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from oodmon.calibration import covered
 from oodmon.records import BIN_EDGES
 from oodmon.report.canvas import ALARM, MUTED, SERIES, plain, svg
 from oodmon.report.gather import Line, Timeline
@@ -137,7 +138,7 @@ def evidence(
 
 def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_at: int) -> str:
     """Share of samples with p ≤ 0.05 over time, per detector, with the expected level."""
-    covered = np.clip((LEVEL - BIN_EDGES[:-1]) / np.diff(BIN_EDGES), 0.0, 1.0)
+    inside = covered(LEVEL)
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
@@ -149,7 +150,7 @@ def shares(timeline: Timeline, bounds: tuple[int, int], alarms: Spans, changed_a
         ):
             totals = counts.sum(axis=1)
             with np.errstate(invalid="ignore"):
-                share = np.where(totals > 0, counts @ covered / np.maximum(totals, 1), np.nan)
+                share = np.where(totals > 0, counts @ inside / np.maximum(totals, 1), np.nan)
             axes.plot(*_with_gaps(middles, share), color=colour, lw=1.4, label=plain(name))
             if np.isfinite(share).any():
                 top = max(top, float(np.nanmax(share)))

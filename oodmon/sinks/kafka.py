@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from oodmon.brokers import Access, choice, is_refusal, knock, login
+from oodmon.brokers import Access, choice, is_refusal, reach
 from oodmon.contracts import Sink
 from oodmon.errors import Rejected, RetryLater, WireError
 from oodmon.records import Event
@@ -206,7 +206,6 @@ class Kafka(Access, Sink):
             choice("mode", self.mode, _MODES)
             or choice("compression", self.compression, _COMPRESSIONS)
             or self.access_problem()
-            or self.missing_file()
         )
         if problem:
             raise Rejected(f"kafka: {problem}")
@@ -219,7 +218,7 @@ class Kafka(Access, Sink):
         except ImportError as error:
             raise Rejected("kafka: the client is missing; pip install 'oodmon[kafka]'") from error
         deadline = time.monotonic() + self.timeout_seconds
-        self._knock()
+        self._reach()
         left = max(0.1, deadline - time.monotonic())
         network = _Network(left)
         try:
@@ -230,11 +229,9 @@ class Kafka(Access, Sink):
         network.connected = True
         return _Connection(producer, network)
 
-    def _knock(self) -> None:
+    def _reach(self) -> None:
         try:
-            knock(self, self.bootstrap_servers, self.timeout_seconds)
-            if self.security_protocol.startswith("SASL"):
-                login(self, self.bootstrap_servers, self.timeout_seconds)
+            reach(self, self.bootstrap_servers, self.timeout_seconds)
         except ConnectionError as error:
             if is_refusal(error):
                 raise Rejected(

@@ -17,9 +17,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from sqlalchemy import Table
 
+from oodmon.calibration import covered
 from oodmon.errors import StoreError
 from oodmon.records import (
     BIN_EDGES,
@@ -51,15 +51,7 @@ _FOREIGN: Final = "�"
 _MIDDLES: Final = (BIN_EDGES[1:] + BIN_EDGES[:-1]) / 2
 
 
-def _covered(level: float) -> npt.NDArray[np.float64]:
-    """(64,) how much of each bin lies below a level; linear within the bin that holds it."""
-    found: npt.NDArray[np.float64] = np.clip(
-        (level - BIN_EDGES[:-1]) / (BIN_EDGES[1:] - BIN_EDGES[:-1]), 0.0, 1.0
-    )
-    return found
-
-
-_TOLD: Final = np.stack([_covered(0.05), _covered(0.01), _MIDDLES], axis=1)
+_TOLD: Final = np.stack([covered(0.05), covered(0.01), _MIDDLES], axis=1)
 """(64, 3): counts @ this are the samples with p ≤ 0.05, with p ≤ 0.01, and the sum of p."""
 
 
