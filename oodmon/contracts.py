@@ -161,8 +161,10 @@ class Probe(Protocol):
         Row i holds that of row i: the rows' objectives are summed, never averaged.
         """
 
-    def thinned(self, inputs: Tensor, seed: int, rate: float = 0.0) -> Activations:
-        """One pass with dropout on, its masks made from the seed: one thinned network for all rows.
+    def thinned(
+        self, inputs: Tensor, seeds: Sequence[int], rate: float = 0.0
+    ) -> Iterator[Activations]:
+        """Passes with dropout on: each seed's masks make one thinned network for all rows.
 
         A `rate` above 0 replaces the model's own dropout rates. `ContractError` where the model
         runs no dropout.

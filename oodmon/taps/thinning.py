@@ -4,18 +4,24 @@ While it is in force, in its own thread only, every call of a dropout function d
 the seed, the number of the call and the unit's place decide, whatever mode the modules are in. So
 batch norms stay in evaluation mode, the rows of a batch and of all batches meet the same networks,
 no global generator is touched, and the same masks come out on every device.
+
+With several seeds the first dropout makes K·B rows of B, those of the first network, then those of
+the second: what comes before it is computed once, and what follows once on many rows.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from oodmon.errors import ContractError
 
 __all__ = ["Thinning", "uniform"]
 
@@ -68,17 +74,22 @@ class Thinning(TorchFunctionMode):
     """Puts seeded masks in the place of dropout while it is entered.
 
     Args:
-        seed: names the thinned network.
+        seeds: each names a thinned network. With several of them the caller has to see that the
+            model bears rows that become more on the way (`stacks`).
         rate: share of units to drop; 0 leaves the model's own rates.
         rows: B, to tell the rows' dimension where it is not the first (sequences first).
     """
 
-    def __init__(self, seed: int, rate: float, rows: int) -> None:
+    def __init__(self, seeds: Sequence[int], rate: float, rows: int) -> None:
         super().__init__()
-        self._seed = seed
+        self._seeds = seeds
         self._rate = rate
         self._rows = rows
+        self._dim = -1
+        self.networks = len(seeds)
         self.calls = 0
+        self.width = 0
+        """Bytes of a row that the first dropout was given."""
 
     def __torch_function__(
         self,
@@ -96,32 +107,58 @@ class Thinning(TorchFunctionMode):
             return tensor
         rate = self._rate or rate
         self.calls += 1
-        kept = self._kept(tensor, rate, whole_channels=func in _CHANNELS)
+        dim = self._dim_of(tensor)
+        if self.calls == 1:
+            self.width = tensor.nbytes // max(1, self._rows)
+        wide = tensor
+        if self.networks > 1:
+            repeated = tensor.shape[dim] != self._rows
+            shape = list(tensor.shape)
+            shape[dim : dim + 1] = [self.networks, -1] if repeated else [1, shape[dim]]
+            wide = tensor.reshape(shape)
+        kept = self._kept(tensor, dim, rate, whole_channels=func in _CHANNELS)
         if func in _ALPHAS:
-            dropped = _dropped_alpha(tensor, kept, rate)
+            dropped = _dropped_alpha(wide, kept, rate)
         elif rate >= 1.0:
-            dropped = tensor * 0.0
+            dropped = wide * 0.0
         else:
-            dropped = tensor * (kept / (1.0 - rate)).to(tensor.dtype)
-        return tensor.copy_(dropped) if in_place else dropped
+            dropped = wide * (kept / (1.0 - rate)).to(tensor.dtype)
+        if wide is not tensor:
+            dropped = dropped.flatten(dim, dim + 1)
+        return tensor.copy_(dropped) if in_place and dropped.shape == tensor.shape else dropped
 
-    def _kept(self, tensor: Tensor, rate: float, *, whole_channels: bool) -> Tensor:
-        """1 where a unit stays, of the tensor's shape but for the rows."""
+    def _dim_of(self, tensor: Tensor) -> int:
+        """Which dimension holds the rows; `ContractError` where several networks cannot tell."""
+        shape, alone = tensor.shape, self.networks == 1
+        if alone:
+            second = len(shape) > 1 and shape[0] != self._rows and shape[1] == self._rows
+            return int(second)
+        stacked = self.networks * self._rows
+        fits = [
+            dim
+            for dim, size in enumerate(shape[:2])
+            # rows that are not yet repeated are B; later there may be more, a row's heads for one
+            if size == self._rows or (self._dim >= 0 and size % stacked == 0)
+        ]
+        if not fits:
+            raise ContractError(f"no rows of {self._rows} in a dropout's {tuple(shape)}")
+        if self._dim < 0:
+            self._dim = fits[0]
+        return self._dim if self._dim in fits else fits[0]
+
+    def _kept(self, tensor: Tensor, dim: int, rate: float, *, whole_channels: bool) -> Tensor:
+        """1 where a unit stays, of the tensor's shape but for the rows: 1, or K and 1."""
         shape = list(tensor.shape)
         if not shape:
             return torch.ones((), device=tensor.device)
-        rows = 0
-        if len(shape) > 1 and shape[0] != self._rows and shape[1] == self._rows:
-            rows = 1
-        shape[rows] = 1
+        shape[dim] = 1
         if whole_channels and len(shape) > 2:
             shape[2:] = [1] * (len(shape) - 2)
-        count = 1
-        for size in shape:
-            count *= size
+        count = math.prod(shape)
         draw = _remembered if count <= _SMALL else uniform
-        found = draw(self._seed, self.calls, count, tensor.device)
-        return (found >= rate).to(torch.float32).reshape(shape)
+        found = [draw(seed, self.calls, count, tensor.device).view(shape) for seed in self._seeds]
+        numbers = torch.stack(found, dim) if len(found) > 1 else found[0]
+        return (numbers >= rate).to(torch.float32)
 
 
 def _arguments(args: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, float, bool]:

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import torch
@@ -24,6 +24,7 @@ from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.taps.layout import Place, locate
 from oodmon.taps.outputs import find_logits, first_floating, shapes
+from oodmon.taps.stacks import Stacks
 from oodmon.taps.thinning import Thinning
 
 __all__ = ["Twin"]
@@ -76,6 +77,7 @@ class Twin:
         self._copy: nn.Module | None = None
         self._pairs: list[_Pair] = []
         self._dtype: torch.dtype | None = None
+        self._stacks = Stacks(self._thin)
         self.builds = 0
 
     def run(
@@ -107,16 +109,24 @@ class Twin:
             (slope,) = torch.autograd.grad(found.sum(), leaf)
         return slope
 
-    def thinned(self, inputs: Tensor, seed: int, rate: float = 0.0) -> Activations:
-        """One pass of one thinned network; see `contracts.Probe`."""
-        thinning = Thinning(seed, rate, len(inputs))
-        with self._turn, torch.inference_mode(mode=False), torch.no_grad():
-            found = self._pass(self._own(inputs), within=thinning)
-        if not thinning.calls:
-            raise ContractError(
-                "the model runs no dropout in a pass, so there are no networks to thin out"
-            )
-        return found
+    def thinned(
+        self, inputs: Tensor, seeds: Sequence[int], rate: float = 0.0
+    ) -> Iterator[Activations]:
+        """Passes of thinned networks; see `contracts.Probe`."""
+        left = list(seeds)
+        while left:
+            with self._turn:
+                self._fresh()
+                found = self._stacks.answers(inputs, left, rate)
+            if not found:
+                thinning = Thinning(left[:1], rate, len(inputs))
+                found = (self._thin(inputs, thinning),)
+                if not thinning.calls:
+                    raise ContractError(
+                        "the model runs no dropout in a pass, so there are no networks to thin out"
+                    )
+            yield from (Activations(logits=logits, inputs=inputs) for logits in found)
+            del left[: len(found)]
 
     def build(self) -> None:
         """Make the copy now, rather than in the first pass; `ContractError` says what prevents it.
@@ -131,7 +141,7 @@ class Twin:
         inputs: Tensor,
         layers: Sequence[str] = (),
         weights: Mapping[str, Tensor] | None = None,
-        within: AbstractContextManager[Any] | None = None,
+        thinning: Thinning | None = None,
     ) -> Activations:
         model = self._copy
         assert model is not None  # noqa: S101 - `_own` has seen to it
@@ -139,7 +149,7 @@ class Twin:
         wanted = dict.fromkeys((*layers, *((self._logits,) if self._logits else ())))
         with _reading(model, {name: self._place(model, name) for name in wanted}, taken):
             try:
-                with within or nullcontext():
+                with thinning or nullcontext():
                     output = (
                         model(inputs) if weights is None else _with(model, inputs, dict(weights))
                     )
@@ -153,11 +163,16 @@ class Twin:
         logits = taken[self._logits] if self._logits else find_logits(output, self._classes)
         if logits is None:
             raise ContractError(f"logits: expected a floating (B, C), found {shapes(output)}")
-        if len(logits) != len(inputs):
-            raise ContractError(f"logits: expected {len(inputs)} rows, found {len(logits)}")
+        rows = len(inputs) * (thinning.networks if thinning else 1)
+        if len(logits) != rows:
+            raise ContractError(f"logits: expected {rows} rows, found {len(logits)}")
         return Activations(
             layers={name: taken[name] for name in layers}, logits=logits, inputs=inputs
         )
+
+    def _thin(self, inputs: Tensor, thinning: Thinning) -> Tensor:
+        with self._turn, torch.inference_mode(mode=False), torch.no_grad():
+            return self._pass(self._own(inputs), thinning=thinning).require_logits()
 
     def _own(self, inputs: Tensor) -> Tensor:
         """Inputs that the model may write to, in its own precision; the copy is up to date then."""
@@ -176,6 +191,7 @@ class Twin:
             self._copy, self._pairs = _copied(model)
             kinds = (p.dtype for p in self._copy.parameters() if p.is_floating_point())
             self._dtype = next(kinds, None)
+            self._stacks = Stacks(self._thin)
             self.builds += 1
         for pair in self._pairs:
             pair.refresh()

@@ -173,12 +173,10 @@ def test_mc_dropout_is_the_mean_of_its_thinned_networks() -> None:
     twin = Twin(build("vgg"))
     seed = 3
     found = scored("mc_dropout", acts, passes=5, seed=seed)
-    p = torch.stack(
-        [
-            twin.thinned(acts.require_inputs(), seed * 1_000_003 + t).require_logits().softmax(1)
-            for t in range(5)
-        ]
-    ).mean(dim=0)
+    networks = [
+        next(twin.thinned(acts.require_inputs(), (seed * 1_000_003 + t,))) for t in range(5)
+    ]
+    p = torch.stack([network.require_logits().softmax(1) for network in networks]).mean(dim=0)
     torch.testing.assert_close(found, -(p * p.log()).sum(dim=1), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(found, scored("mc_dropout", acts, passes=5, seed=4))
 

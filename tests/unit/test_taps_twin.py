@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from oodmon.errors import ContractError
+from oodmon.records import Activations
 from oodmon.taps.hooks import Hooks
 from oodmon.taps.thinning import uniform
 from oodmon.taps.twin import Twin
@@ -25,6 +26,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def thinned(twin: Twin, inputs: Tensor, seed: int, rate: float = 0.0) -> Activations:
+    (found,) = twin.thinned(inputs, (seed,), rate)
+    return found
 
 
 @pytest.mark.parametrize("shape", sorted(SHAPES))
@@ -181,11 +187,11 @@ def test_thinned_networks_are_fixed_by_the_seed(shape: str) -> None:
     model = build(shape)
     twin, inputs = Twin(model), images(6)
     before = torch.get_rng_state()
-    one = twin.thinned(inputs, 1).require_logits()
-    assert torch.equal(one, twin.thinned(inputs, 1).require_logits())
-    torch.testing.assert_close(one[2:4], twin.thinned(inputs[2:4], 1).require_logits())
-    assert not torch.allclose(one, twin.thinned(inputs, 2).require_logits())
-    assert not torch.allclose(one, twin.thinned(inputs, 1, rate=0.9).require_logits())
+    one = thinned(twin, inputs, 1).require_logits()
+    assert torch.equal(one, thinned(twin, inputs, 1).require_logits())
+    torch.testing.assert_close(one[2:4], thinned(twin, inputs[2:4], 1).require_logits())
+    assert not torch.allclose(one, thinned(twin, inputs, 2).require_logits())
+    assert not torch.allclose(one, thinned(twin, inputs, 1, rate=0.9).require_logits())
     assert torch.equal(before, torch.get_rng_state())
     torch.testing.assert_close(twin.run(inputs).logits, model(inputs).detach())
 
@@ -196,11 +202,11 @@ def test_the_share_of_units_and_their_mean_are_those_of_dropout() -> None:
             return functional.dropout(x, 0.3, training=self.training)
 
     twin, rows = Twin(Drops()), torch.ones(2, 50_000)
-    found = twin.thinned(rows, 7).require_logits()
+    found = thinned(twin, rows, 7).require_logits()
     assert torch.equal(found[0], found[1])
     assert float((found == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
     assert float(found.max()) == pytest.approx(1 / 0.7)
-    assert float(twin.thinned(rows, 7, rate=0.8).require_logits().eq(0).float().mean()) > 0.78
+    assert float(thinned(twin, rows, 7, rate=0.8).require_logits().eq(0).float().mean()) > 0.78
 
 
 @pytest.mark.parametrize(
@@ -224,7 +230,7 @@ def test_every_kind_of_dropout_is_thinned(layer: nn.Module, shape: tuple[int, ..
             return found.flatten(1)
 
     inputs = torch.rand(shape) + 1.0
-    found = Twin(Drops()).thinned(inputs, 3).require_logits()
+    found = thinned(Twin(Drops()), inputs, 3).require_logits()
     assert torch.equal(inputs, inputs.clamp(min=1.0)), "the caller's inputs were written to"
     changed = (found != inputs.flatten(1)).any(dim=0)
     assert changed.any()
@@ -240,7 +246,7 @@ def test_sequences_that_come_first_keep_rows_alike() -> None:
             return functional.dropout(x.transpose(0, 1), 0.5).transpose(0, 1).flatten(1)
 
     rows = torch.ones(4, 7, 5)
-    found = Twin(TimeFirst()).thinned(rows, 1).require_logits()
+    found = thinned(Twin(TimeFirst()), rows, 1).require_logits()
     assert all(torch.equal(found[0], row) for row in found[1:])
     assert 0 < int(found[0].eq(0).sum()) < 35
 
@@ -249,12 +255,12 @@ def test_a_transformers_dropout_is_thinned_past_its_fused_path() -> None:
     torch.manual_seed(0)
     model = EncoderNet().eval()
     twin = Twin(model)
-    assert not torch.allclose(twin.thinned(images(), 1).require_logits(), model(images()))
+    assert not torch.allclose(thinned(twin, images(), 1).require_logits(), model(images()))
 
 
 def test_a_model_without_dropout_cannot_be_thinned() -> None:
     with pytest.raises(ContractError, match="runs no dropout"):
-        Twin(build("mlp")).thinned(images(), 1)
+        thinned(Twin(build("mlp")), images(), 1)
 
 
 def test_hashed_numbers_are_uniform_and_differ_between_streams() -> None:
@@ -302,12 +308,12 @@ def test_a_twin_keeps_no_model_alive_unless_it_is_to() -> None:
 def test_threads_take_turns() -> None:
     model = build("vgg")
     twin = Twin(model)
-    expected = {n: twin.thinned(images(3, seed=n), n).require_logits() for n in range(4)}
+    expected = {n: thinned(twin, images(3, seed=n), n).require_logits() for n in range(4)}
     wrong: list[int] = []
 
     def work(n: int) -> None:
         for _ in range(10):
-            if not torch.equal(twin.thinned(images(3, seed=n), n).require_logits(), expected[n]):
+            if not torch.equal(thinned(twin, images(3, seed=n), n).require_logits(), expected[n]):
                 wrong.append(n)
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
