@@ -22,7 +22,10 @@ torch = pytest.importorskip("torch")
 datasets = pytest.importorskip("sklearn.datasets")
 
 USER_CODE = """
+from pathlib import Path
+
 import numpy as np, torch
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from torch import nn
 
@@ -31,6 +34,7 @@ images = (digits.images / 16.0).astype("float32")[:, None]
 known = digits.target < 8
 inputs, labels = images[known], digits.target[known]
 novel = images[~known]
+weights = Path(__file__).with_suffix(".safetensors")
 
 def model():
     torch.manual_seed(0)
@@ -40,6 +44,12 @@ def model():
     made.add_module("stage2", nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()))
     made.add_module("flat", nn.Flatten())
     made.add_module("fc", nn.Linear(16 * 9, 8))
+    if not weights.exists():
+        save_file(trained(made).state_dict(), weights)
+    made.load_state_dict(load_file(weights))
+    return made
+
+def trained(made):
     optimizer = torch.optim.Adam(made.parameters(), 3e-3)
     for _ in range(10):
         for rows in torch.randperm(600).split(50):
@@ -51,6 +61,12 @@ def model():
 
 def reference():
     return model(), (inputs[600:1100], labels[600:1100])
+
+def retrained():
+    made = model()
+    with torch.no_grad():
+        made.fc.weight.mul_(1.1)
+    return made, (inputs[600:1100], labels[600:1100])
 
 def rotated():
     return np.rot90(inputs[1100:], axes=(2, 3)).copy()
@@ -123,6 +139,34 @@ def test_fit_twice_learns_the_same(project: Path) -> None:
     assert _learnt(project) == before
     assert call("fit", "oodmon.yaml", "digits_of_the_cli_flow:reference", "--seed=1").exit_code == 0
     assert _learnt(project)["gram"] != before["gram"]
+
+
+def test_a_model_that_was_trained_again_is_told(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "oodmon.yaml").write_text((project / "oodmon.yaml").read_text())
+    config, said = str(tmp_path / "oodmon.yaml"), "fitted on other weights"
+
+    def fit(data: str) -> str:
+        done = call("fit", config, f"digits_of_the_cli_flow:{data}", "--no-advice")
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    def judge(model: str) -> str:
+        done = call("evaluate", config, "novel=digits_of_the_cli_flow:novel", f"--model={model}")
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert said not in fit("reference"), "nothing was there to be replaced"
+    assert said not in fit("reference"), "the same weights"
+    assert said not in judge("digits_of_the_cli_flow:model")
+    told = fit("retrained")
+    assert f"msp, energy, gram: {said}, also of 'digits' version '1': they are replaced" in told
+    told = judge("digits_of_the_cli_flow:model")
+    assert f"msp, energy, gram: {said} than the model has now" in told
+    assert said not in fit("retrained")
+    text = (tmp_path / "oodmon.yaml").read_text()
+    (tmp_path / "oodmon.yaml").write_text(text.replace('version: "1"', 'version: "2"'))
+    assert 'version: "2"' in (tmp_path / "oodmon.yaml").read_text()
+    assert said not in fit("reference"), "another version may have other weights"
 
 
 def _learnt(project: Path) -> dict[str, tuple[str, bytes]]:
