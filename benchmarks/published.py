@@ -18,7 +18,12 @@ Score = Callable[[Activations], Tensor]
 
 
 def peers(
-    module: ModuleType, known: Activations, head: tuple[Tensor, Tensor], layer: str, maps: str
+    module: ModuleType,
+    known: Activations,
+    head: tuple[Tensor, Tensor],
+    layer: str,
+    maps: str,
+    fresh: Activations | None = None,
 ) -> dict[str, Score]:
     """Name of our detector → theirs, learnt from the same activations, with our options.
 
@@ -26,6 +31,8 @@ def peers(
         module: `pytorch_ood.detector`.
         known: features in `layer`, feature maps in `maps`, logits and labels of the reference.
         head: weight and bias of the last layer.
+        fresh: logits and labels that the network was not trained on, for the temperature; the
+            reference's where there are none.
     """
     weight, bias = head
     rows, logits, labels = known.layer(layer), known.require_logits(), known.labels
@@ -46,7 +53,8 @@ def peers(
         "temperature_scaling": module.TemperatureScaling(None),
     }
     with torch.inference_mode(mode=False), torch.enable_grad():
-        of_logits["temperature_scaling"].fit_logits(logits.clone(), labels)
+        unseen = fresh or known
+        of_logits["temperature_scaling"].fit_logits(unseen.require_logits().clone(), unseen.labels)
     openmax = module.OpenMax(None, tailsize=20, alpha=10).fit_logits(logits, labels)
     # it takes the distance from a class that no row of a batch is given to as 0
     given = logits.argmax(dim=1)
@@ -75,8 +83,9 @@ def peers(
         "ash": module.ASH(None, pooled, variant="ash-s", percentile=0.9),
         "rankfeat": module.RankFeat(None, pooled),
     }
-    for name in ("react", "vra"):
-        of_maps[name].fit_feature_maps(known.layer(maps), labels)
+    of_maps["vra"].fit_feature_maps(known.layer(maps), labels)
+    # the paper clips what feeds the head, of which theirs makes a map of one place
+    of_maps["react"].fit_feature_maps(rows[:, :, None, None], labels)
 
     def on_logits(judge: Any) -> Score:
         return lambda acts: judge.predict_logits(acts.require_logits())
@@ -97,10 +106,15 @@ def peers(
     def on_maps(judge: Any) -> Score:
         return lambda acts: judge.predict_feature_maps(acts.layer(maps))
 
+    def by_clipping(acts: Activations) -> Tensor:
+        found: Tensor = of_maps["react"].predict_feature_maps(acts.layer(layer)[:, :, None, None])
+        return found
+
     return {
         **{name: on_logits(judge) for name, judge in of_logits.items()},
         **{name: on_features(judge) for name, judge in of_features.items()},
         **{name: on_maps(judge) for name, judge in of_maps.items()},
         "gradnorm": by_gradient,
         "openmax": by_openmax,
+        "react": by_clipping,
     }

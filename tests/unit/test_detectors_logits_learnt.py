@@ -58,6 +58,15 @@ def test_gen_is_its_formula(classes: int, gamma: float, top: int) -> None:
     np.testing.assert_allclose(scored(scorer, logits), expected, rtol=2e-5)
 
 
+@pytest.mark.parametrize("classes", [3, 7, 150])
+def test_gen_with_a_least_probability_is_the_clamped_formula(classes: int) -> None:
+    logits = extreme_logits(classes)
+    scorer = Scorer(detectors.create("gen", top=classes, least=1e-7), {})
+    p = logits.double().softmax(dim=1).clamp(1e-7, 1.0 - 1e-7).numpy()
+    expected = ((p * (1.0 - p)) ** 0.1).sum(axis=1)
+    np.testing.assert_allclose(scored(scorer, logits), expected, rtol=2e-5)
+
+
 def test_gen_keeps_the_order_of_sure_samples() -> None:
     logits = torch.zeros(5, 10)
     logits[:, 0] = torch.tensor([10.0, 20.0, 40.0, 80.0, 160.0])
@@ -221,6 +230,7 @@ def test_bad_options_states_and_data_are_refused() -> None:
     for name, options, word in (
         ("gen", {"gamma": 0.0}, "gamma"),
         ("gen", {"top": 0}, "top"),
+        ("gen", {"least": 0.5}, "least"),
         ("doctor", {"kind": "gamma"}, "kind"),
         ("openmax", {"tail": 1}, "tail"),
         ("openmax", {"euclid_weight": 2.0}, "euclid_weight"),
