@@ -29,7 +29,9 @@ _STEP: Final[Mapping[str, str]] = {"step": ""}
 
 def stepped(inputs: Tensor, slope: Tensor, step: float | Tensor, scale: Sequence[float]) -> Tensor:
     """Inputs moved by `step` along the sign of the slope, per channel divided by its `scale`."""
-    move = torch.sign(slope) * step
+    # a step of 0.001 is nothing to a half-precision input near 1; the probe brings it back
+    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
+    move = torch.sign(slope).to(wide.dtype).mul_(step)
     if scale:
         if inputs.ndim < 2 or inputs.shape[1] != len(scale):
             raise ContractError(
@@ -39,10 +41,8 @@ def stepped(inputs: Tensor, slope: Tensor, step: float | Tensor, scale: Sequence
         # pinned, so that the copy to a device is queued and not waited for
         if move.is_cuda:
             per_channel = per_channel.pin_memory()
-        move = move / per_channel.to(move.device, non_blocking=True)
-    # a step of 0.001 is nothing to a half-precision input near 1; the probe brings it back
-    wide = inputs if inputs.dtype == torch.float64 else inputs.float()
-    return wide + move.to(wide.dtype)
+        move.div_(per_channel.to(move.device, non_blocking=True))
+    return move.add_(wide)
 
 
 def best_step(

@@ -48,7 +48,7 @@ class Stacks:
         None, where each needs a pass of its own. The first call for a kind of input runs the trial,
         and waits for it.
         """
-        if len(seeds) < 2 or not len(inputs):
+        if len(seeds) < 2 or not len(inputs) or inputs.is_meta:  # nothing to try it on
             return ()
         kind = (inputs.shape[1:], inputs.dtype, inputs.device, rate)
         if kind not in self._widths:

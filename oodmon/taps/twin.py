@@ -102,7 +102,8 @@ class Twin:
                 f"inputs: expected a floating tensor to take a gradient of, found {inputs.dtype}"
             )
         with self._turn, torch.inference_mode(mode=False), torch.enable_grad():
-            leaf = self._own(inputs).requires_grad_()
+            # Not written to by the model: autograd forbids it on what a gradient is taken of.
+            leaf = self._own(inputs, copy=inputs.is_inference()).detach().requires_grad_()
             if not len(leaf):
                 return leaf.detach()
             found = objective(self._pass(leaf, layers))
@@ -174,11 +175,11 @@ class Twin:
         with self._turn, torch.inference_mode(mode=False), torch.no_grad():
             return self._pass(self._own(inputs), thinning=thinning).require_logits()
 
-    def _own(self, inputs: Tensor) -> Tensor:
+    def _own(self, inputs: Tensor, *, copy: bool = True) -> Tensor:
         """Inputs that the model may write to, in its own precision; the copy is up to date then."""
         self._fresh()
         dtype = self._dtype if inputs.is_floating_point() else None
-        return inputs.detach().to(dtype or inputs.dtype, copy=True)
+        return inputs.detach().to(dtype or inputs.dtype, copy=copy)
 
     def _fresh(self) -> None:
         """See that the copy is of the model as it is now, buffers and all."""
