@@ -41,6 +41,8 @@ _KINDS: Final[Mapping[str, np.dtype[Any]]] = {
 }
 """What a file holds of each score."""
 _MAX_SCORES: Final = 10_000_000
+_CERTAIN: Final = 1e-7
+"""Probabilities beyond this are as sure as there is: their log odds are still numbers."""
 EXPECTED_ERROR: Final = "expected_error"
 """`Calibration.measures` of scores that are the probability of a wrong answer."""
 
@@ -89,6 +91,9 @@ class Calibration:
         origin: where the scores come from, in words, where they are not of `oodmon fit`: what was
             accepted, when and by whom.
         measures: what a score is beside a rank (`Detector.measures`).
+        slope, offset: where scores are probabilities of a wrong answer, how labels set them right:
+            the log odds become slope · log odds + offset. Ranks are not touched.
+        set_right_at: ns UTC; answers from then on were judged by this slope and offset; 0: all.
     """
 
     detector: str
@@ -102,6 +107,9 @@ class Calibration:
     times: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     labelled: int = 0
     wrong: int = 0
+    slope: float = 1.0
+    offset: float = 0.0
+    set_right_at: int = 0
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +138,11 @@ class Calibration:
         if not 0 <= self.wrong <= self.labelled:
             raise StateError(
                 f"calibration of {self.detector!r}: {self.wrong} of {self.labelled} answers wrong"
+            )
+        if not (self.slope > 0.0 and np.isfinite([self.slope, self.offset]).all()):
+            raise StateError(
+                f"calibration of {self.detector!r}: slope {self.slope}, offset {self.offset}: "
+                "expected a finite slope above 0 and a finite offset"
             )
         if self.segment.max(initial=-1) >= len(self.segments):
             raise StateError(
@@ -182,6 +195,8 @@ class Calibration:
             made.update(part.tobytes())
         if self.segments:
             made.update(json.dumps(self.segments).encode())
+        if (self.slope, self.offset) != (1.0, 0.0):
+            made.update(np.array([self.slope, self.offset]).tobytes())
         return made.hexdigest()
 
     def __len__(self) -> int:
@@ -217,6 +232,16 @@ class Calibration:
         bins = len(self._cuts) - np.searchsorted(self._cuts, values, side="left")
         return np.where(np.isnan(values), -1, bins)
 
+    def wrong_at(self, scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """(B,) probability of a wrong answer at scores that measure it; NaN for NaN."""
+        shares = np.clip(np.asarray(scores, np.float64), 0.0, 1.0)
+        if (self.slope, self.offset) == (1.0, 0.0):
+            return shares
+        shares = np.clip(shares, _CERTAIN, 1.0 - _CERTAIN)
+        odds = self.slope * np.log(shares / (1.0 - shares)) + self.offset
+        # By the hyperbolic tangent, which does not overflow.
+        return 0.5 * (1.0 + np.tanh(0.5 * odds))
+
     def score_at(self, level: float) -> float:
         """The least score whose tail probability is at most `level`, or at most 1 / (n + 1)."""
         n = len(self.scores)
@@ -241,7 +266,9 @@ class Calibration:
             picks.astype(np.uint64),
             self.scores[picks],
             judged=n if self.measures == EXPECTED_ERROR else 0,
-            errors=expected_errors(self.scores) if self.measures == EXPECTED_ERROR else 0,
+            errors=expected_errors(self.wrong_at(self.scores))
+            if self.measures == EXPECTED_ERROR
+            else 0,
         )
         labels, seen = np.unique(self.predicted[self.predicted >= 0], return_counts=True)
         classes = dict(zip(labels.tolist(), seen.tolist(), strict=True))
@@ -267,6 +294,7 @@ class Calibration:
                 "segments": json.dumps(self.segments),
                 "labelled": json.dumps(self.labelled),
                 "wrong": json.dumps(self.wrong),
+                "estimate": json.dumps([self.slope, self.offset, self.set_right_at]),
                 "samples": json.dumps(len(self.scores)),
             },
         )
@@ -288,9 +316,10 @@ class Calibration:
                 columns = {name: file.get_tensor(name) for name in _KINDS}
                 segments = json.loads(meta.get("segments", "[]"))
                 labelled, wrong = int(meta.get("labelled", "0")), int(meta.get("wrong", "0"))
+                slope, offset, set_right_at = json.loads(meta.get("estimate", "[1.0, 0.0, 0]"))
         except FileNotFoundError:
             raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError) as error:
             raise StateError(f"{path}: not a calibration: {error}") from None
         for name, column in columns.items():
             if column.dtype != _KINDS[name]:
@@ -308,5 +337,8 @@ class Calibration:
             segments=tuple(segments),
             labelled=labelled,
             wrong=wrong,
+            slope=float(slope),
+            offset=float(offset),
+            set_right_at=int(set_right_at),
             **columns,
         )

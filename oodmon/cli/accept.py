@@ -179,8 +179,16 @@ def _calibration(old: Calibration, rows: Sequence[Row], by: str, context: Contex
     if context:
         fresh, stays = _merged(fresh, old, context)
         origin += f"; {stays} scores of contexts that were hardly seen then stay" if stays else ""
-    # What the model gets right was not measured anew.
-    return dataclasses.replace(fresh, origin=origin, labelled=old.labelled, wrong=old.wrong)
+    # What the model gets right, and how doubt is to be read, was not measured anew.
+    return dataclasses.replace(
+        fresh,
+        origin=origin,
+        labelled=old.labelled,
+        wrong=old.wrong,
+        slope=old.slope,
+        offset=old.offset,
+        set_right_at=old.set_right_at,
+    )
 
 
 def _merged(fresh: Calibration, old: Calibration, context: Context) -> tuple[Calibration, int]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from oodmon.calibration import Calibration
 from oodmon.daemon.metrics import Metrics
 from oodmon.labelling import Labelling
 from oodmon.records import ScoreBatch
@@ -25,17 +26,21 @@ _GAUGES: Final = (
 )
 
 
-def predictions(labelling: Labelling, batch: ScoreBatch, error_of: str) -> Sequence[Prediction]:
+def predictions(
+    labelling: Labelling, batch: ScoreBatch, judge: Calibration | None
+) -> Sequence[Prediction]:
     """What is kept of one batch: nothing where it has no predicted classes.
 
     Args:
         labelling: which samples.
         batch: as it came.
-        error_of: the detector whose scores are the probability of a wrong answer; "" for none.
+        judge: of the detector whose scores are the probability of a wrong answer, or none.
     """
     if batch.repeats or not len(batch.predicted):
         return ()
-    errors = batch.scores[error_of].tolist() if error_of else [math.nan] * batch.rows
+    errors = [math.nan] * batch.rows
+    if judge is not None:
+        errors = judge.wrong_at(batch.scores[judge.detector]).tolist()
     segments = (
         [batch.segments[place] for place in batch.segment.tolist()]
         if len(batch.segment)

@@ -108,7 +108,8 @@ def resampled(
                 seen = np.bincount(held.predicted[rows])
                 classes = {int(label): int(seen[label]) for label in seen.nonzero()[0]}
             judged = samples if measures == EXPECTED_ERROR else 0
-            errors = expected_errors(held.scores[rows]) if judged else 0
+            wrong = held.calibration.wrong_at(held.scores[rows]) if judged else held.scores[:0]
+            errors = expected_errors(wrong)
             histogram = Histogram(
                 counts[index],
                 0,

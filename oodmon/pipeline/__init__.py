@@ -98,7 +98,7 @@ class Pipeline:
         ranked = {d: Cells(c, context) if context else c for d, c in self.calibrations.items()}
         self._cells = {d: cells for d, cells in ranked.items() if isinstance(cells, Cells)}
         self._references = {d: c.reference(model, version) for d, c in ranked.items()}
-        judging = [d for d, c in self.calibrations.items() if c.measures == EXPECTED_ERROR]
+        judging = {d: c for d, c in self.calibrations.items() if c.measures == EXPECTED_ERROR}
         self._windows = Windows(model, version, windows, judging)
         self._flagged = Flagged(flag_level, flag_fdr)
         self._rules = Rules(rules, {"model": model, "version": version})

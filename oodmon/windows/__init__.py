@@ -8,7 +8,7 @@ the watermark has passed its end by the allowed lateness, or when `advance` says
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final
@@ -16,6 +16,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from oodmon.calibration import Calibration
 from oodmon.errors import ContractError
 from oodmon.records import Histogram, ScoreBatch, Window
 from oodmon.windows.panes import Bins, Cell, Last, Rows, Stream, dense
@@ -91,16 +92,20 @@ class Windows:
     Args:
         model, version: what is served.
         options: how event time is cut.
-        judging: detectors whose scores are the probability of a wrong answer.
+        judging: the calibrations whose scores are the probability of a wrong answer.
     """
 
     def __init__(
-        self, model: str, version: str, options: Windowing, judging: Collection[str] = ()
+        self,
+        model: str,
+        version: str,
+        options: Windowing,
+        judging: Mapping[str, Calibration] | None = None,
     ) -> None:
         self.model = model
         self.version = version
         self.options = options
-        self.judging = frozenset(judging)
+        self.judging = dict(judging or {})
         self.watermark = 0
         self.closed_until = 0
         self.segments: dict[str, None] = {}

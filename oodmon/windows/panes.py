@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from oodmon.calibration import NORMAL_SCORES, expected_errors
+from oodmon.calibration import NORMAL_SCORES, Calibration, expected_errors
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, ScoreBatch, Window
 
 __all__ = ["Bins", "Cell", "Last", "Rows", "Stream", "dense"]
@@ -28,6 +28,7 @@ Bins = Mapping[str, npt.NDArray[np.int64]]
 Last = dict[str, dict[str, int]]
 """Origin (source and segment) → detector → bin of its last sample."""
 
+_NONE: Final[Mapping[str, Calibration]] = {}
 _NO_KEYS: Final = np.empty(0, np.uint64)
 _NO_SCORES: Final = np.empty(0, np.float32)
 _NO_CLASSES: Final = np.empty(0, np.int32)
@@ -145,14 +146,16 @@ class Cell:
     predicted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     bound: int = 2**64 - 1
 
-    def count(self, rows: Rows, origin: str, last: Last, judging: Collection[str] = ()) -> None:
+    def count(
+        self, rows: Rows, origin: str, last: Last, judging: Mapping[str, Calibration] = _NONE
+    ) -> None:
         """Add rows of one batch.
 
         Args:
             rows: those that belong here.
             origin: names the source and the segment.
             last: kept up to date.
-            judging: detectors whose scores are the probability of a wrong answer.
+            judging: the calibrations whose scores are the probability of a wrong answer.
         """
         if not rows.batch.repeats:
             self.samples += len(rows)
@@ -183,7 +186,8 @@ class Cell:
             stream.counts += counts
             if name in judging:
                 stream.judged += int(counts.sum())
-                stream.errors += expected_errors(rows.scores(name)[found >= 0])
+                scores = rows.scores(name)[found >= 0]
+                stream.errors += expected_errors(judging[name].wrong_at(scores))
             if len(candidates):
                 scores = rows.scores(name)[candidates]
                 if invalid:
