@@ -55,9 +55,14 @@ daemon:
 
 MODEL = '''
 """A small classifier of eight digits, and what is normal for it."""
+from pathlib import Path
+
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
+
+WEIGHTS = Path(__file__).with_suffix(".safetensors")
 
 
 def images(novel):
@@ -75,13 +80,20 @@ def model():
         torch.nn.Conv2d(16, 32, 3, stride=2, padding=1), torch.nn.ReLU(),
         torch.nn.Flatten(), torch.nn.Linear(512, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8),
     )
+    if not WEIGHTS.exists():
+        save_file(trained(net).state_dict(), WEIGHTS)
+    net.load_state_dict(load_file(WEIGHTS))
+    return net.eval()
+
+
+def trained(net):
     x, y = (torch.from_numpy(part[:500]) for part in images(False))
     optimiser = torch.optim.Adam(net.parameters(), 3e-3)
     for _ in range(60):
         optimiser.zero_grad()
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimiser.step()
-    return net.eval()
+    return net
 
 
 def reference():

@@ -14,8 +14,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import oodmon
 import oodmon.agent.scoring
 from oodmon.agent import Agent
+from oodmon.config.parse import loads
+from oodmon.errors import ConfigError
 from oodmon.fitting import fit
 from oodmon.fitting.learn import Fitting
 from oodmon.fitting.sources import from_data
@@ -249,3 +252,37 @@ def test_a_calibration_of_other_weights_is_refused_even_where_nothing_is_learnt(
         assert other.calibration.digest == other.scorer.digest
         other.scorer.save(tmp_path / name)
         assert type(other.scorer).load(tmp_path / name).weights == other.scorer.weights
+
+
+@pytest.mark.parametrize(("line", "counted"), [("", False), ("  check_weights: false\n", True)])
+def test_the_config_says_whether_weights_are_compared(
+    line: str, counted: bool, known: Fitting, tmp_path: Path
+) -> None:
+    msp = known.detectors["msp"].scorer
+    msp.save(tmp_path / "msp.safetensors")
+    (tmp_path / "oodmon.yaml").write_text(
+        "model: {name: net}\n"
+        "agent:\n"
+        "  tap: {type: hooks, overhead_budget: 1.0}\n"
+        "  detectors: {msp: {type: msp}}\n"
+        f"  states: {tmp_path}\n"
+        "  feed: {type: memory}\n" + line
+    )
+    config = oodmon.load(tmp_path / "oodmon.yaml", "agent")
+    assert config.agent is not None
+    model = trained(build("resnet"))
+    with oodmon.attach(model, config) as agent:
+        with torch.no_grad():
+            model(images())
+        eventually(lambda: agent.stats().scored == 4)
+    (delivery,) = config.agent.feed.component.reader().poll(10, 0.0)
+    assert (delivery.batch.digests["msp"] == msp.digest) == counted
+
+
+def test_a_word_that_is_neither_yes_nor_no_is_told() -> None:
+    text = (
+        "model: {name: net}\n"
+        "agent: {detectors: {m: {type: msp}}, states: s/, feed: {type: memory}, check_weights: 3}\n"
+    )
+    with pytest.raises(ConfigError, match=r"2:87: agent\.check_weights: expected true or false"):
+        loads(text.encode(), "agent")
