@@ -11,18 +11,34 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import inspect
 import pkgutil
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from oodmon.contracts import Detector, DriftTest, Feed, Sink, Tap, Trigger
 from oodmon.errors import BrokenPlugin, ContractError, NameTaken, UnknownName
 
-__all__ = ["Registry", "detectors", "drift", "feeds", "kinds", "near", "sinks", "taps", "triggers"]
+__all__ = [
+    "Registry",
+    "detectors",
+    "drift",
+    "feeds",
+    "kinds",
+    "names_path",
+    "near",
+    "options_of",
+    "sinks",
+    "taps",
+    "triggers",
+]
 
 C = TypeVar("C")
 K = TypeVar("K")
+
+_PATHS: Final = ("_path", "_file", "_folder", "_cafile", "_certfile", "_keyfile")
 
 
 def near(word: str, known: Iterable[str]) -> str:
@@ -137,6 +153,26 @@ class Registry(Generic[C]):
 
 def _path(cls: type[Any]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def names_path(name: str) -> bool:
+    """Whether an option of this name holds a file or a folder, by the naming rule of options."""
+    return name == "path" or name.endswith(_PATHS)
+
+
+def options_of(cls: type[Any]) -> dict[str, tuple[dataclasses.Field[Any], Any]]:
+    """Option → (field, annotation) of a dataclass; `TypeError` where that cannot be told."""
+    if not dataclasses.is_dataclass(cls):
+        raise TypeError(f"{_path(cls)} is not a dataclass")
+    options = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__):
+        # Only the options: what else a class keeps may be annotated with names that exist for
+        # the type checker alone.
+        own = {n: a for n, a in inspect.get_annotations(owner).items() if n in options}
+        holder = type("Options", (), {"__annotations__": own, "__module__": owner.__module__})
+        hints |= typing.get_type_hints(holder, include_extras=True)
+    return {name: (option, hints[name]) for name, option in options.items()}
 
 
 taps: Registry[Tap] = Registry("taps", Tap)  # type: ignore[type-abstract]

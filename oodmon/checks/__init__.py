@@ -13,7 +13,7 @@ A plugin's own tests need one parametrised function:
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Final
@@ -21,7 +21,7 @@ from typing import Any, Final
 from oodmon.errors import UnknownName
 from oodmon.registry import kinds
 
-__all__ = ["KINDS", "Outcome", "checks_for", "conform", "subjects"]
+__all__ = ["KINDS", "Outcome", "checks_for", "conform", "examples_of", "subjects"]
 
 KINDS: Final = ("taps", "detectors", "feeds", "drift", "sinks", "triggers", "config")
 """What can be checked: the kinds of component, and `config`, which any of them can be put to."""
@@ -63,15 +63,22 @@ def checks_for(kind: str) -> tuple[Check, ...]:
 def subjects(kind: str, name: str) -> Sequence[Any]:
     """The instances of one component that the checks are to be run on.
 
-    A class may name the options to be tried: ``examples() -> Sequence[Mapping[str, Any]]``, a
-    classmethod; else it is tried with its defaults. `UnknownName` and `BrokenPlugin` as in the
-    registry.
+    `UnknownName` and `BrokenPlugin` as in the registry.
     """
     module = _module(kind)
     if kind not in kinds:
         raise UnknownName(f"checks: {kind!r} is no kind of component; take one of the others")
     cases: Sequence[Any] = module.cases(kinds[kind].get(name))
     return cases
+
+
+def examples_of(cls: type[Any]) -> Sequence[Mapping[str, Any]]:
+    """The options that a class is to be tried with: of its classmethod `examples`, or its defaults.
+
+    ``examples() -> Sequence[Mapping[str, Any]]``.
+    """
+    examples = getattr(cls, "examples", None)
+    return (examples() if examples is not None else ()) or ({},)
 
 
 def conform(kind: str, name: str) -> list[Outcome]:

@@ -10,11 +10,13 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, Union
 
 import yaml
 
+from oodmon.checks import examples_of
+from oodmon.registry import options_of
 from oodmon.secret import Secret
 
 __all__ = ["CHECKS", "cases"]
@@ -78,15 +80,12 @@ def cases(cls: type[Any]) -> list[Any]:
 
     Options without a default get a text or a number that is as good as any.
     """
-    options: Sequence[Mapping[str, Any]] = [{}]
-    if hasattr(cls, "examples"):
-        options = list(cls.examples()) or options
     required = {
         field.name: _some(annotation)
         for field, annotation in _options(cls)
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    return [cls(**{**required, **example}) for example in options]
+    return [cls(**{**required, **example}) for example in examples_of(cls)]
 
 
 def check_is_a_frozen_dataclass(component: Any) -> None:
@@ -206,13 +205,7 @@ CHECKS: tuple[Callable[[Any], None], ...] = (
 def _options(cls: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]]:
     """Every option with its annotation."""
     assert dataclasses.is_dataclass(cls), f"{cls.__name__} is not a dataclass"
-    options = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    hints: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__):
-        own = {n: a for n, a in inspect.get_annotations(owner).items() if n in options}
-        holder = type("Options", (), {"__annotations__": own, "__module__": owner.__module__})
-        hints |= typing.get_type_hints(holder)
-    return [(field, hints[name]) for name, field in options.items()]
+    return list(options_of(cls).values())
 
 
 def _is_plain(annotation: Any) -> bool:

@@ -11,13 +11,14 @@ import itertools
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from oodmon.checks import examples_of
 from oodmon.contracts import Delivery, Feed, Reader, Writer
 from oodmon.records import ScoreBatch
 
@@ -36,11 +37,9 @@ def cases(cls: type[Feed], address: str = "") -> list[Feed]:
     Options may hold ``{address}`` where a server is needed. Without an `address`, a feed that needs
     one gives no case.
     """
-    examples = getattr(cls, "examples", None)
-    options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     made = []
-    for chosen in options:
+    for chosen in examples_of(cls):
         if "{address}" in str(chosen) and not address:
             continue
         arguments = {name: _filled(value, address) for name, value in chosen.items()}

@@ -30,6 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
+from oodmon.checks import examples_of
 from oodmon.checks.hostile import MANNERS, THREAD_NAME, hostile
 from oodmon.contracts import Sink
 from oodmon.errors import Rejected, RetryLater
@@ -91,8 +92,7 @@ def event(number: int = 0, *, status: str = "firing") -> Event:
 
 def cases(cls: type[Any]) -> list[Any]:
     """Instances with the options of `examples`, or with the defaults."""
-    examples = getattr(cls, "examples", None)
-    return [cls(**options) for options in (examples() if examples is not None else ({},))]
+    return [cls(**options) for options in examples_of(cls)]
 
 
 def at(component: Any, address: str) -> Any:

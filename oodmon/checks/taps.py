@@ -7,7 +7,7 @@ import dataclasses
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from oodmon.checks import examples_of
 from oodmon.contracts import Attached, Reads, Tap, Visit
 from oodmon.errors import ContractError
 from oodmon.records import Activations
@@ -119,11 +120,9 @@ def _drive(attached: Attached, model: nn.Module, inputs: Tensor) -> Tensor:
 
 def cases(cls: type[Tap]) -> list[Tap]:
     """Instances with the options of `cls.examples()`; a `path` is filled with recorded passes."""
-    examples = getattr(cls, "examples", None)
-    options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     made = []
-    for chosen in options:
+    for chosen in examples_of(cls):
         arguments = dict(chosen)
         if "path" in fields and "path" not in arguments:
             arguments["path"] = str(_recording())

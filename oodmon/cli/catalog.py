@@ -132,8 +132,8 @@ def _reads(cls: type[Any]) -> str:
 def _options(cls: type[Any]) -> list[dict[str, Any]]:
     import dataclasses
 
-    from oodmon.config.fields import options_of
     from oodmon.config.wording import describe
+    from oodmon.registry import options_of
 
     found = []
     for name, (option, annotation) in options_of(cls).items():

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from oodmon.calibration import Calibration
-from oodmon.config.fields import names_path
 from oodmon.config.schema import AgentSection, Config, DaemonSection, EventKind
 from oodmon.contracts import Detector, DriftTest, Sink
 from oodmon.drift.thresholds import Threshold, tuned
@@ -16,6 +15,7 @@ from oodmon.drift.tuned import Tunable
 from oodmon.errors import ConfigError, StateError
 from oodmon.labelling import LABELS
 from oodmon.pipeline import Pipeline
+from oodmon.registry import names_path
 from oodmon.rules import Rule
 from oodmon.store.events import Store
 from oodmon.triggers.guard import Guard

@@ -21,9 +21,8 @@ from typing import Any, Final, Literal, Union
 import yaml
 
 from oodmon.config.document import Problems
-from oodmon.config.fields import names_path, options_of
 from oodmon.config.wording import TAGS, VARIABLE, describe, found, listed, unquote
-from oodmon.registry import near
+from oodmon.registry import names_path, near, options_of
 from oodmon.secret import Secret
 
 __all__ = ["MISSING", "Converter"]

@@ -12,7 +12,6 @@ import yaml
 
 from oodmon.admission import Admission
 from oodmon.config.convert import MISSING, Converter
-from oodmon.config.fields import options_of
 from oodmon.config.references import check_rules, detector_ids, hints
 from oodmon.config.schema import (
     AgentSection,
@@ -32,7 +31,7 @@ from oodmon.config.wording import found
 from oodmon.errors import OodmonError
 from oodmon.extras import install
 from oodmon.labelling import LABELS
-from oodmon.registry import kinds, near
+from oodmon.registry import kinds, near, options_of
 from oodmon.rules import Rule
 from oodmon.windows import Windowing
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
+from oodmon.checks import examples_of
 from oodmon.checks.detectors.learning import (
     check_foreign_state_is_refused,
     check_same_reference_same_state,
@@ -41,7 +42,6 @@ from oodmon.checks.detectors.samples import (
 from oodmon.checks.detectors.telling import (
     check_cost_and_paper_are_told,
     check_docstring_block,
-    check_options_survive_yaml,
     check_what_is_missing_is_named,
 )
 from oodmon.contracts import Detector
@@ -59,11 +59,9 @@ def cases(cls: type[Detector]) -> list[Detector]:
 
     An option `weights_folder` is filled with a folder of weights for the model of the checks.
     """
-    examples = getattr(cls, "examples", None)
-    options: Sequence[Mapping[str, Any]] = examples() if examples else ({},)
     fields = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     more = {"weights_folder": members()} if "weights_folder" in fields else {}
-    return [cls(**{**more, **chosen}).pin(LAYERS) for chosen in options]
+    return [cls(**{**more, **chosen}).pin(LAYERS) for chosen in examples_of(cls)]
 
 
 def check_scores_are_a_finite_column(detector: Detector) -> None:
@@ -251,7 +249,6 @@ CHECKS: Final[tuple[Callable[[Detector], None], ...]] = (
     check_any_memory_layout,
     check_what_is_missing_is_named,
     check_foreign_state_is_refused,
-    check_options_survive_yaml,
     check_docstring_block,
     check_cost_and_paper_are_told,
     check_nothing_is_kept,

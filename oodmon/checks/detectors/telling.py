@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Any, Final
+from typing import Final
 
-import yaml
 from torch import Tensor
 
 from oodmon.checks.detectors.samples import close, each, learnt, samples
@@ -18,7 +17,6 @@ from oodmon.records import Activations
 __all__ = [
     "check_cost_and_paper_are_told",
     "check_docstring_block",
-    "check_options_survive_yaml",
     "check_what_is_missing_is_named",
 ]
 
@@ -38,18 +36,6 @@ def check_what_is_missing_is_named(detector: Detector) -> None:
         _names(scorer, dataclasses.replace(acts, inputs=None), "inputs", whole)
     if reads.model:
         _names(scorer, dataclasses.replace(acts, probe=None), "model", whole)
-
-
-def check_options_survive_yaml(detector: Detector) -> None:
-    """Options are scalars, strings and tuples: through YAML they come back equal."""
-    fields = dataclasses.fields(detector)  # type: ignore[arg-type]  # detectors are dataclasses
-    options = {field.name: getattr(detector, field.name) for field in fields}
-    try:
-        back = yaml.safe_load(yaml.safe_dump({k: _plain(v) for k, v in options.items()}))
-    except yaml.YAMLError as error:
-        raise AssertionError(f"options {options} are not plain YAML: {error}") from error
-    again = type(detector)(**{k: tuple(v) if isinstance(v, list) else v for k, v in back.items()})
-    assert again == detector, f"{detector} came back from YAML as {again}"
 
 
 def check_docstring_block(detector: Detector) -> None:
@@ -79,7 +65,3 @@ def _names(scorer: Scorer, acts: Activations, what: str, whole: Tensor) -> None:
             raise AssertionError(f"{what} is missing, and the error hides it: {error}") from error
     else:
         close(found, whole, f"without {what}, and with it")
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -6,9 +6,10 @@ the same decisions however the traffic was cut or interrupted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Final
 
+from oodmon.checks import examples_of
 from oodmon.checks.drift.promises import (
     check_false_alarms_stay_within_the_promise,
     check_fires_on_a_shift_and_sooner_on_a_larger_one,
@@ -67,5 +68,4 @@ CHECKS: Final[tuple[Callable[[Test], None], ...]] = (
 
 def cases(cls: type[Test]) -> list[Test]:
     """Instances to check: of each of the class's `examples`, or of its defaults."""
-    examples: Callable[[], Sequence[Mapping[str, Any]]] | None = getattr(cls, "examples", None)
-    return [cls(**options) for options in examples()] if examples else [cls()]
+    return [cls(**options) for options in examples_of(cls)]
