@@ -215,7 +215,6 @@ class Detector(ABC):
 
     def learn(self, reference: Reference) -> State:
         """What the detector takes from the reference: same reference, same state, bit for bit."""
-        del reference
         return {}
 
     @abstractmethod
@@ -228,12 +227,10 @@ class Detector(ABC):
         `Scorer.learn` calls it, so a scorer always names what it reads. `layers` is in the order
         of the forward pass.
         """
-        del layers
         return self
 
     def check(self, state: State) -> None:
         """`StateError` says what, where and expected if this is no state of this detector."""
-        del state
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,7 +373,6 @@ class DriftTest(ABC, Generic[S]):
                 `step`, each is decided on by itself.
             alarming: what it decided on the span before.
         """
-        del sharing, alarming
         return [self.step(*each) for each in zip(states, windows, detectors, strict=True)]
 
     @abstractmethod
@@ -385,7 +381,6 @@ class DriftTest(ABC, Generic[S]):
 
     def freeze_all(self, states: Sequence[S]) -> list[tuple[list[int], Arrays]]:
         """Which of many states, and their `freeze` stacked; empty where they come one by one."""
-        del states
         return []
 
     @abstractmethod
@@ -397,12 +392,10 @@ class DriftTest(ABC, Generic[S]):
 
         What was learnt from traffic that had not changed may be kept.
         """
-        del state
         return self.start(reference)
 
     def moved(self, state: S) -> Mapping[str, Any]:
         """What an alert says of one stream beside the result: plain JSON values; may be empty."""
-        del state
         return {}
 
     def combine(
@@ -413,7 +406,6 @@ class DriftTest(ABC, Generic[S]):
         Tests that share one promise over all their streams decide here. `others` are the latest
         results of the test's streams that had no window in this span.
         """
-        del others
         return results
 
     def run_length(self, window_seconds: float) -> float:
@@ -422,22 +414,18 @@ class DriftTest(ABC, Generic[S]):
         Per stream, or over all streams where `combine` adds a result for `ALL` of them. 0 says that
         nothing is promised.
         """
-        del window_seconds
         return 0.0
 
     def outlook(self, reference: Window) -> str:
         """What a reference of this size lets it find, in words for those who fit; may be ""."""
-        del reference
         return ""
 
     def measurements(self, state: S) -> Mapping[str, float]:
         """What the test learnt about the traffic itself, for metrics (autocorrelation, …)."""
-        del state
         return {}
 
     def promise(self, window_seconds: float) -> str:
         """How often a false alarm may come, in words for the alert and the report."""
-        del window_seconds
         return ""
 
 

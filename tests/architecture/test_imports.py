@@ -99,7 +99,7 @@ THIRD_PARTY: dict[str, set[str]] = {
 }
 
 # The two files that make the system known are read whole, so they stay whole.
-LONGEST = {"records.py": 495, "contracts.py": 490}
+LONGEST = {"records.py": 495, "contracts.py": 495}
 
 TORCH_ROOMS = {"taps", "detectors", "recipes", "fitting", "agent", "scoring"}
 TORCH_FILES = ("checks/detectors", "checks/taps")
