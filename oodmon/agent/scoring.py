@@ -249,7 +249,7 @@ class Scoring:
         self._outlet.rename({n: _estranged(s.digest, found[n]) for n, s in self._scorers.items()})
         for difference, words in WORDS.items():
             names = [name for name, each in found.items() if each == difference]
-            if names and names != [n for n, each in self._strange.items() if each == difference]:
+            if names:
                 refused = "; their scores are not counted" if difference == "values" else ""
                 text = f"{', '.join(names)}: fitted on {words}{refused}"
                 log.warning("%s", text)
