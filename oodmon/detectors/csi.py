@@ -50,10 +50,10 @@ class CSI(Trained):
 
     Options: `bank` images that are kept, M at most; `views`: how many views of each turn are
     averaged while scoring, the first of them shows all; the same for every sample; `width`,
-    `epochs`, `rows`, `learning_rate` and `side` as in `rnd`. A sample is passed 4 · `views` times,
-    and learning takes eight passes an image and epoch. The paper's logit of a turn is replaced by
-    its margin, whose mean on the reference is positive for any classifier that is better than
-    chance; where it is not, the term is left out.
+    `epochs`, `rows`, `learning_rate`, `training_seconds` and `side` as in `rnd`. A sample is passed
+    4 · `views` times, and learning takes eight passes an image and epoch. The paper's logit of a
+    turn is replaced by its margin, whose mean on the reference is positive for any classifier that
+    is better than chance; where it is not, the term is left out.
     """
 
     epochs: int = 10
@@ -131,7 +131,13 @@ class CSI(Trained):
             return (contrast(embedding) + wrong).reshape(2 * TURNS, len(rows)).mean(dim=0)
 
         weights = {key: state[key] for key in state if key not in ("mean", "scale")}
-        plan = Plan(self.epochs, self.learning_rate, batch=_BATCH, patience=_PATIENCE)
+        plan = Plan(
+            self.epochs,
+            self.learning_rate,
+            batch=_BATCH,
+            patience=_PATIENCE,
+            seconds=self.training_seconds,
+        )
         state = {**state, **train(weights, len(white), loss, plan, draw, reference, self.name)}
         views = draw_views(self.views, draw)
         views[0] = torch.tensor(_FULL)

@@ -57,8 +57,9 @@ class DeepSVDD(TrainedAnywhere):
     Reference  Ruff et al., ICML 2018
 
     Options: `outputs` of the encoder; `pretraining` epochs of the autoencoder; `epochs` of the
-    hypersphere; `width`, `rows`, `learning_rate`, `side`, `on` and `layer` as in `rnd`. An encoder
-    that maps everything to one point would find nothing: learning then ends in an error.
+    hypersphere; `width`, `rows`, `learning_rate`, `training_seconds`, `side`, `on` and `layer` as
+    in `rnd`. An encoder that maps everything to one point would find nothing: learning then ends in
+    an error.
     """
 
     epochs: int = 20
@@ -119,6 +120,7 @@ class DeepSVDD(TrainedAnywhere):
             decay=_WEIGHT_DECAY,
             patience=_PATIENCE,
             start=0.5 if self.pretraining else 0.0,
+            seconds=self.training_seconds,
         )
         learnt = train(encoder, len(white), loss, plan, draw, reference, self.name)
         check_spread(_embedding(white[:inside], learnt), self.name)
@@ -142,7 +144,7 @@ class DeepSVDD(TrainedAnywhere):
             back = decode(encode(batch, weights, "encoder"), weights, "decoder", row)
             return (back - batch).square().flatten(1).mean(dim=1)
 
-        plan = Plan(self.pretraining, self.learning_rate, end=0.5)
+        plan = Plan(self.pretraining, self.learning_rate, end=0.5, seconds=self.training_seconds)
         learnt = train({**encoder, **decoder}, len(white), loss, plan, draw, reference, self.name)
         return {name: learnt[name] for name in encoder}
 
@@ -174,7 +176,8 @@ class DeepSAD(DeepSVDD):
     Reference  Ruff et al., ICLR 2020, equation 7
 
     Options: `outlier_weight` η of a known outlier beside another row; `outputs`, `pretraining`,
-    `width`, `epochs`, `rows`, `learning_rate`, `side`, `on` and `layer` as in `deep_svdd`. Samples
+    `width`, `epochs`, `rows`, `learning_rate`, `training_seconds`, `side`, `on` and `layer` as in
+    `deep_svdd`. Samples
     that are used as outliers here must not be used to judge it.
     """
 

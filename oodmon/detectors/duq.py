@@ -6,8 +6,10 @@ The arithmetic (`embed`, `log_kernel`, `move_centroids`) is also what `recipes.d
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, ClassVar, Final, Literal
 
 import torch
@@ -22,6 +24,8 @@ from oodmon.records import Activations
 from oodmon.registry import detectors
 
 __all__ = ["DUQ", "embed", "log_kernel", "move_centroids"]
+
+log = logging.getLogger(__name__)
 
 _BATCH: Final = 128
 _LEARNING_RATE: Final = 0.05
@@ -84,8 +88,9 @@ class DUQ(Detector):
     Options: `head_output`: what the head gives, "log_kernel" (as `recipes.duq.DUQHead` does) or
     "kernel" (as the authors' code does; distant samples then tie where K is 0 in float32).
     The others are for mode "posthoc": `embedding` M, `length_scale` σ, `keep` γ of the running
-    centroids, `epochs` over at most `rows` reference rows, `labels`: "true", or "predicted" where
-    the reference has none. Feature maps are averaged over their places.
+    centroids, `epochs` over at most `rows` reference rows, `training_seconds` at most (as in
+    `rnd`), `labels`: "true", or "predicted" where the reference has none. Feature maps are averaged
+    over their places.
     """
 
     mode: Literal["head", "posthoc"] = "posthoc"
@@ -96,6 +101,7 @@ class DUQ(Detector):
     keep: float = 0.99
     epochs: int = 10
     rows: int = 20_000
+    training_seconds: float = 600.0
     labels: Literal["true", "predicted"] = "true"
 
     paper: ClassVar[Paper | None] = Paper(
@@ -116,9 +122,13 @@ class DUQ(Detector):
         ):
             if value not in allowed:
                 raise ContractError(f"detectors.duq.{option}: {value!r} is none of {allowed}")
-        if min(self.embedding, self.epochs, self.rows) < 1 or not self.length_scale > 0.0:
+        if (
+            min(self.embedding, self.epochs, self.rows) < 1
+            or not min(self.length_scale, self.training_seconds) > 0.0
+        ):
             raise ContractError(
-                "detectors.duq: embedding, epochs, rows and length_scale must be positive"
+                "detectors.duq: embedding, epochs, rows, length_scale and training_seconds must be "
+                "positive"
             )
         if not 0.0 <= self.keep < 1.0:
             raise ContractError(f"detectors.duq.keep: {self.keep} is not in [0, 1)")
@@ -232,6 +242,7 @@ class DUQ(Detector):
         order = [torch.randperm(len(rows), generator=draw) for _ in range(self.epochs)]
         batches = [part.to(device) for epoch in order for part in torch.split(epoch, _BATCH)]
         rate = _LEARNING_RATE
+        until = monotonic() + self.training_seconds
         for step, chosen in enumerate(batches):
             if step in {int(share * len(batches)) for share in _DECAY_AT}:
                 rate *= _DECAY
@@ -244,6 +255,10 @@ class DUQ(Detector):
                 embed(batch, weight), one_hot, count, total, self.keep
             )
             reference.progress((step + 1) / len(batches), "duq: training the head")
+            if monotonic() >= until:
+                what = "duq: its training_seconds were over after %d of %d batches"
+                log.warning(what, step + 1, len(batches))
+                break
         return {"mean": mean, "scale": scale, "weight": weight, "centroid": centroid}
 
     def _slope(self, batch: Tensor, one_hot: Tensor, weight: Tensor, centroid: Tensor) -> Tensor:

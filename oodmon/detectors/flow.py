@@ -44,9 +44,9 @@ class Flow(TrainedAnywhere):
 
     Options: `couplings`, each a network of two hidden layers of 8 · `width`; `noise`: standard
     deviation of what is added to whitened rows while learning, because a density has no value on
-    units that are often exactly 0, as after a ReLU; `epochs`, `rows`, `learning_rate`, `side`, `on`
-    and `layer` as in `rnd`. D is at least 2. Images are refused: flows of pixels find smooth images
-    likely, whatever they show.
+    units that are often exactly 0, as after a ReLU; `epochs`, `rows`, `learning_rate`,
+    `training_seconds`, `side`, `on` and `layer` as in `rnd`. D is at least 2. Images are refused:
+    flows of pixels find smooth images likely, whatever they show.
     """
 
     couplings: int = 6
@@ -117,6 +117,7 @@ class Flow(TrainedAnywhere):
             clip=_CLIP,
             decay=_WEIGHT_DECAY,
             patience=_PATIENCE,
+            seconds=self.training_seconds,
         )
         return {**state, **train(weights, len(white), loss, plan, draw, reference, self.name)}
 

@@ -54,11 +54,12 @@ class LanguageModel(Detector):
                of a uniform symbol, (1/T) sum_t mean_v log2 p(v | x_<t), <= 0
     Reference  Hendrycks et al., ICLR 2019, section 4.5
 
-    Options: `pad`: an id that is no symbol and is left out wherever it stands; -1 for none that
-    is not negative; `length`: only so many ids of a text are read; `symbols` V at most, the most
+    Options: `pad`: an id that is no symbol and is left out wherever it stands; -1 for none that is
+    not negative; `length`: only so many ids of a text are read; `symbols` V at most, the most
     frequent ones (a word model's rare words are unknown to it); `embedding` and `width` of the
-    network; `epochs`, `rows`, `learning_rate` as in `rnd`; `outliers`: reference rows with the
-    label -1 are known outliers, which after training are made to look flat; `statistic`.
+    network; `epochs`, `rows`, `learning_rate`, `training_seconds` as in `rnd`; `outliers`:
+    reference rows with the label -1 are known outliers, which after training are made to look flat;
+    `statistic`.
 
     What holds no symbol cannot be scored: NaN. Short texts give noisy scores: from 32 characters
     on they are of use. A text that repeats itself scores low whatever it says; `statistic:
@@ -74,6 +75,7 @@ class LanguageModel(Detector):
     epochs: int = 6
     rows: int = 20_000
     learning_rate: float = 3e-3
+    training_seconds: float = 600.0
     outliers: bool = False
 
     paper: ClassVar[Paper | None] = Paper(
@@ -130,6 +132,7 @@ class LanguageModel(Detector):
                 batch=_BATCH,
                 clip=_CLIP,
                 end=1.0 if found is None else 0.5,
+                seconds=self.training_seconds,
             )
             learnt = train(weights, len(text), loss, plan, draw, reference, self.name)
             if found is not None and bool((_whole(found) >= 0).any()):
@@ -148,6 +151,7 @@ class LanguageModel(Detector):
                     batch=_BATCH,
                     clip=_CLIP,
                     start=0.5,
+                    seconds=self.training_seconds,
                 )
                 learnt = train(learnt, len(text), flat, slower, draw, reference, self.name)
             return {"symbols": symbols, **learnt}

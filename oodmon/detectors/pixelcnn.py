@@ -60,11 +60,11 @@ class PixelCNN(Trained):
     range counts as a level that never came); `logistics`: 0 gives every level a probability of its
     own, M makes them a mixture of M discretised logistics (10 in PixelCNN++), which many levels
     need: with `levels: 256` the score of byte images is in exact bits per dimension; `blocks` of
-    the network, `width` channels wide;
-    `side`: larger images are averaged down to it; `outliers`: reference rows with the label -1 are
-    known outliers, which after training are made less likely by a margin of 1 nat a dimension in
-    a quarter as many epochs again; `epochs`, `rows` and `learning_rate` as in `rnd`. The channels
-    of a pixel are independent given the pixels before.
+    the network, `width` channels wide; `side`: larger images are averaged down to it; `outliers`:
+    reference rows with the label -1 are known outliers, which after training are made less likely
+    by a margin of 1 nat a dimension in a quarter as many epochs again; `epochs`, `rows`,
+    `learning_rate` and `training_seconds` as in `rnd`. The channels of a pixel are independent
+    given the pixels before.
 
     Without outliers the score is inverted on what is smoother or darker than the reference: such
     images are likelier than its own. Use it with outliers, or beside `svd_rnd`.
@@ -151,6 +151,7 @@ class PixelCNN(Trained):
             batch=_BATCH,
             clip=_CLIP,
             end=1.0 if found is None else 0.5,
+            seconds=self.training_seconds,
         )
         learnt = train(weights, len(levels), loss, plan, draw, reference, self.name)
         if found is not None:
@@ -169,6 +170,7 @@ class PixelCNN(Trained):
                 batch=_BATCH,
                 clip=_CLIP,
                 start=0.5,
+                seconds=self.training_seconds,
             )
             learnt = train(learnt, len(levels), margin, slower, draw, reference, self.name)
         return {**state, **masked(learnt)}

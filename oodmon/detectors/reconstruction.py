@@ -48,9 +48,9 @@ class Autoencoder(TrainedAnywhere):
     Reference  Sakurada and Yairi, MLSDA 2014
 
     Options: `code` values between encoder and decoder; `width`, `epochs`, `rows`, `learning_rate`,
-    `side`, `on` and `layer` as in `rnd`. On images it also brings back what is simpler than the
-    reference (blurred, darker, flat images), which then scores low: use it on features, or beside a
-    detector that sees those.
+    `training_seconds`, `side`, `on` and `layer` as in `rnd`. On images it also brings back what is
+    simpler than the reference (blurred, darker, flat images), which then scores low: use it on
+    features, or beside a detector that sees those.
     """
 
     code: int = 16
@@ -97,7 +97,9 @@ class Autoencoder(TrainedAnywhere):
             return _error(decode(code, weights, "decoder", row), batch) + price
 
         weights = {key: state[key] for key in state if key not in ("mean", "scale")}
-        plan = Plan(self.epochs, self.learning_rate, patience=_PATIENCE)
+        plan = Plan(
+            self.epochs, self.learning_rate, patience=_PATIENCE, seconds=self.training_seconds
+        )
         learnt = train(weights, len(white), loss, plan, draw, reference, self.name)
         return {**state, **learnt}
 
@@ -126,8 +128,8 @@ class MemoryAutoencoder(Autoencoder):
     Reference  Gong et al., ICCV 2019
 
     Options: `slots` N; `shrinkage` λ: weights of the mixture below it become 0; 0 takes 1/N (the
-    paper advises 1/N to 3/N); `code`, `width`, `epochs`, `rows`, `learning_rate`, `side`, `on`
-    and `layer` as in `autoencoder`.
+    paper advises 1/N to 3/N); `code`, `width`, `epochs`, `rows`, `learning_rate`,
+    `training_seconds`, `side`, `on` and `layer` as in `autoencoder`.
     """
 
     slots: int = 100
@@ -161,9 +163,9 @@ class VQVAE(Trained):
     Score      mean (decoder(q) - x)² + β mean (encoder(x) - q)², q the nearest codes, >= 0
     Reference  van den Oord et al., NeurIPS 2017, as in Choi and Chung, ICLR 2020
 
-    Options: `codes` M and their `depth`; `width`, `epochs`, `rows`, `learning_rate` and `side` as
-    in `rnd`. It prefers blurred images to the reference's own (so do all likelihoods of pixels):
-    see `svd_rnd`. It is here to be compared with.
+    Options: `codes` M and their `depth`; `width`, `epochs`, `rows`, `learning_rate`,
+    `training_seconds` and `side` as in `rnd`. It prefers blurred images to the reference's own (so
+    do all likelihoods of pixels): see `svd_rnd`. It is here to be compared with.
     """
 
     codes: int = 256
@@ -216,7 +218,9 @@ class VQVAE(Trained):
             return _error(_brought_back(through, weights, row), batch) + away
 
         # the loss rises while the latents find their scale, so a rise is no reason to stop
-        plan = Plan(self.epochs, self.learning_rate, patience=self.epochs)
+        plan = Plan(
+            self.epochs, self.learning_rate, patience=self.epochs, seconds=self.training_seconds
+        )
         return {**state, **train(weights, len(white), loss, plan, draw, reference, self.name)}
 
     def _first_codes(

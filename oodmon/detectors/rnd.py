@@ -46,8 +46,9 @@ class RND(TrainedAnywhere):
     Options: `outputs` of both networks; `width`: of their first convolution, hidden layers are
     eight times as wide; `epochs` at most (training stops when the error on held-out rows stops
     falling) over at most `rows` reference rows; `learning_rate` of Adam; `side`: larger images are
-    averaged down to it. The predictor never learns from the monitored stream. On inputs, blurred
-    and flat images score low: see `svd_rnd`.
+    averaged down to it; `training_seconds` at most, after which the best so far counts (and depends
+    on how fast the machine is). The predictor never learns from the monitored stream. On inputs,
+    blurred and flat images score low: see `svd_rnd`.
     """
 
     outputs: int = 64
@@ -82,7 +83,7 @@ class RND(TrainedAnywhere):
             return (encode(white[rows], weights, "predictor") - aim[rows]).square().mean(dim=1)
 
         predictor = {key: state[key] for key in state if key.startswith("predictor.")}
-        plan = Plan(self.epochs, self.learning_rate)
+        plan = Plan(self.epochs, self.learning_rate, seconds=self.training_seconds)
         return {
             **state,
             **train(predictor, len(white), loss, plan, draw, reference, self.name),

@@ -44,7 +44,7 @@ class SVDRND(Trained):
     mean pixel variance. `rotations` also learns the copies turned by 90°, 180° and 270°,
     `translations` those moved by a quarter of the image in each direction: a copy of either kind
     costs as much training as the reference itself. `outputs`, `width`, `epochs`, `rows`,
-    `learning_rate` and `side` as in `rnd`.
+    `learning_rate`, `training_seconds` and `side` as in `rnd`.
 
     "svd" also sees milder blurs and costs most on far-out samples; "gaussian" and "dct" see smooth
     images and hardly cost any. Too few epochs make it worse than `rnd`: the one predictor has to
@@ -133,7 +133,12 @@ class SVDRND(Trained):
             return (found - aim).square().mean(dim=1).reshape(len(copies), -1).mean(dim=0)
 
         predictor = {key: state[key] for key in state if key.startswith("predictor.")}
-        plan = Plan(self.epochs, self.learning_rate, batch=max(1, BATCH // len(copies)))
+        plan = Plan(
+            self.epochs,
+            self.learning_rate,
+            batch=max(1, BATCH // len(copies)),
+            seconds=self.training_seconds,
+        )
         learnt = train(predictor, len(kinds[0]), loss, plan, draw, reference, self.name)
         return {**state, **learnt}
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, ClassVar, Final, Literal, Self
 
 import torch
@@ -30,6 +32,8 @@ __all__ = [
     "whiten",
     "whiten_",
 ]
+
+log = logging.getLogger(__name__)
 
 BATCH: Final = 128
 
@@ -61,6 +65,7 @@ class Plan:
         decay: of the weights.
         patience: epochs without a better held-out loss before training stops.
         start, end: the part of the whole work that this training is, for the progress shown.
+        seconds: that the whole work may take at most; this part has its share of them.
     """
 
     epochs: int
@@ -71,6 +76,7 @@ class Plan:
     patience: int = _PATIENCE
     start: float = 0.0
     end: float = 1.0
+    seconds: float = math.inf
 
 
 def train(
@@ -83,6 +89,8 @@ def train(
     name: str,
 ) -> dict[str, Tensor]:
     """Adam on the mean of `loss`; the weights of the epoch with the lowest held-out loss.
+
+    When the plan's seconds are over it ends after the batch, in the middle of an epoch.
 
     Args:
         weights: where to start; they are left as they are.
@@ -102,6 +110,7 @@ def train(
         tensor.requires_grad_()
     best = {key: value.detach().clone() for key, value in moving.items()}
     lowest, waited = math.inf, 0
+    until, late = monotonic() + plan.seconds * (plan.end - plan.start), False
     # on CUDA the fastest convolution may add in any order
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False):
         adam = torch.optim.Adam(moving.values(), lr=plan.rate, weight_decay=plan.decay)
@@ -118,6 +127,8 @@ def train(
                 if plan.clip > 0.0:
                     torch.nn.utils.clip_grad_norm_(moving.values(), plan.clip)
                 adam.step()
+                if late := monotonic() >= until:
+                    break
             now = _mean(loss, moving, aside, plan.batch)
             done = plan.start + (plan.end - plan.start) * (epoch + 1) / plan.epochs
             reference.progress(done, f"{name}: held-out loss {now:.3g}")
@@ -126,7 +137,10 @@ def train(
             if now < lowest:
                 lowest = now
                 best = {key: value.detach().clone() for key, value in moving.items()}
-            if waited >= plan.patience:
+            if late:
+                what = "%s: its training_seconds were over in epoch %d of %d"
+                log.warning(what, name, epoch + 1, plan.epochs)
+            if late or waited >= plan.patience:
                 break
     reference.progress(plan.end, f"{name}: trained")
     return best
@@ -166,7 +180,7 @@ class Trained(Detector):
 
     Options: `width` of the first convolution, hidden layers are eight times as wide; `epochs` at
     most, over at most `rows` reference rows; `learning_rate` of Adam; `side`: larger images are
-    averaged down to it.
+    averaged down to it; `training_seconds` at most, after which what was learnt so far counts.
     """
 
     width: int = 16
@@ -174,6 +188,7 @@ class Trained(Detector):
     rows: int = 20_000
     learning_rate: float = 1e-3
     side: int = 32
+    training_seconds: float = 600.0
 
     cost: ClassVar[str] = "network"
     may_be_zero: ClassVar[tuple[str, ...]] = ()

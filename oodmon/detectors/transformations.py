@@ -48,7 +48,8 @@ class Geom(Trained):
     Reference  Golan and El-Yaniv, NeurIPS 2018
 
     Options: `transformations` "rotations" (J = 4 turns) or "all" (J = 72: turned, mirrored and
-    shifted by a quarter); `statistic`; `width`, `epochs`, `rows`, `learning_rate` and `side` as in
+    shifted by a quarter); `statistic`; `width`, `epochs`, `rows`, `learning_rate`,
+    `training_seconds` and `side` as in
     `rnd`. Every sample is passed J times. What looks the same however it is turned (a ball, a
     letter O) scores high even in the reference, and padding or a watermark that gives the turn away
     makes it blind.
@@ -107,7 +108,12 @@ class Geom(Trained):
             return _surprise(self._logs(white[rows], weights))
 
         weights = {key: state[key] for key in state if key not in ("mean", "scale")}
-        plan = Plan(self.epochs, self.learning_rate, batch=max(1, BATCH // self._count()))
+        plan = Plan(
+            self.epochs,
+            self.learning_rate,
+            batch=max(1, BATCH // self._count()),
+            seconds=self.training_seconds,
+        )
         state = {**state, **train(weights, len(white), loss, plan, draw, reference, self.name)}
         if self.statistic == "dirichlet":
             total = torch.zeros((self._count(),) * 2, dtype=torch.float64, device=white.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -92,6 +94,26 @@ def test_training_stops_when_the_held_out_error_does_not_fall() -> None:
     Scorer.learn(RND(epochs=400, learning_rate=0.1), reference)
     epochs = [note for note in said if "held-out" in note]
     assert 3 <= len(epochs) < 400
+
+
+def test_training_ends_when_its_seconds_are_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A clock on which every batch takes a second; 720 rows are six batches."""
+    monkeypatch.setattr("oodmon.detectors.training.monotonic", itertools.count().__next__)
+    done: list[float] = []
+    reference = Reference.from_arrays(
+        {"f": features(800)}, progress=lambda share, _: done.append(share)
+    )
+    cut = Scorer.learn(RND(epochs=5, training_seconds=8.0), reference)
+    assert caplog.messages == ["rnd: its training_seconds were over in epoch 2 of 5"]
+    assert done == [0.2, 0.4, 1.0]
+    whole = fitted(epochs=5)
+    one = fitted(epochs=1)
+    inside = Activations({"f": features(200, seed=1)})
+    errors = [float(scorer.score(inside).mean()) for scorer in (one, cut, whole)]
+    assert errors == sorted(errors, reverse=True), "what was learnt until then counts"
+    assert len(caplog.messages) == 1, "600 batches take longer"
 
 
 def test_only_so_many_rows_are_used() -> None:
