@@ -45,8 +45,8 @@ class Lane(Protocol):
     def run(self, passes: Sequence[Pass], compute: Compute) -> Measured:
         """Compute once the passes' activations are there, and bring the scores to the host."""
 
-    def aside(self) -> AbstractContextManager[object]:
-        """Work inside does not stand in line with what is served."""
+    def aside(self, passes: Sequence[Pass]) -> AbstractContextManager[object]:
+        """Work inside sees the device as these passes left it, and holds up nothing served."""
 
 
 class CpuLane:
@@ -58,8 +58,9 @@ class CpuLane:
         scores, predicted = compute()
         return Measured(scores.numpy(), _host(predicted), 0.0, 0.0)
 
-    def aside(self) -> AbstractContextManager[object]:
-        """It never does."""
+    def aside(self, passes: Sequence[Pass]) -> AbstractContextManager[object]:
+        """Nothing to wait for."""
+        del passes
         return nullcontext()
 
 
@@ -80,9 +81,8 @@ class CudaLane:
         with torch.cuda.device(self._device), torch.cuda.stream(stream):
             begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             done = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+            self._await(passes)
             for item in passes:
-                if item.ended is not None:
-                    stream.wait_event(item.ended)
                 for tensor in item.tensors():
                     # Allocated on the serving stream: not to be reused before this one is past it.
                     if tensor.is_cuda:
@@ -106,9 +106,15 @@ class CudaLane:
             serving / 1000.0,
         )
 
-    def aside(self) -> AbstractContextManager[object]:
-        """On the scoring stream."""
+    def aside(self, passes: Sequence[Pass]) -> AbstractContextManager[object]:
+        """On the scoring stream, behind the passes."""
+        self._await(passes)
         return torch.cuda.stream(self._stream)
+
+    def _await(self, passes: Sequence[Pass]) -> None:
+        for item in passes:
+            if item.ended is not None:
+                self._stream.wait_event(item.ended)
 
 
 def lane_for(device: torch.device) -> Lane:

@@ -192,7 +192,7 @@ class Scoring:
             rows = sum(item.rows for item in group)
             try:
                 self._settle(next(iter(group[0].tensors())).device)
-                self._recognise(time.monotonic())
+                self._recognise(group, time.monotonic())
                 begun = time.thread_time()
                 measured = self._score(group, rows)
             except Exception as error:
@@ -230,7 +230,7 @@ class Scoring:
             self._lane = lane_for(device)
             self._device = device
 
-    def _recognise(self, now: float) -> None:
+    def _recognise(self, group: Sequence[Pass], now: float) -> None:
         """Is what is served what the scorers were fitted on? What has changed is told.
 
         Looked at here and not when attached, because weights may be loaded after that.
@@ -238,10 +238,10 @@ class Scoring:
         if now < self._look_at:
             return
         self._look_at = now + _LOOK_SECONDS
-        fitted = {n: getattr(scorer, "weights", "") for n, scorer in self._scorers.items()}
+        fitted = {name: _fitted_on(scorer) for name, scorer in self._scorers.items()}
         if not any(fitted.values()):
             return
-        with self._lane.aside():
+        with self._lane.aside(group):
             served = self._weights()
         found = {n: compare(weights, served) for n, weights in fitted.items()}
         if not served or found == self._strange:
@@ -313,6 +313,12 @@ class Scoring:
                     self._outlet.tell(f"breaker of `{name}` closed: it scores again")
                 return column
         return torch.full((rows,), float("nan"), device=self._device)
+
+
+def _fitted_on(scorer: ScorerLike) -> str:
+    """What `taps.identity.identify` said when it was fitted; "" where a scorer does not tell."""
+    weights = getattr(scorer, "weights", "")
+    return weights if isinstance(weights, str) else ""
 
 
 def _estranged(digest: str, difference: Difference) -> str:

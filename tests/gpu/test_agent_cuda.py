@@ -18,6 +18,7 @@ from oodmon.detectors import Reference, Scorer
 from oodmon.registry import detectors
 from oodmon.taps.collect import collect
 from oodmon.taps.hooks import Hooks
+from oodmon.taps.identity import identify
 from oodmon.taps.layout import head_of
 from tests.agents import Norm, Recording, attach
 from tests.nets import build, images
@@ -214,3 +215,29 @@ def test_a_model_that_moves_takes_its_scorers_along() -> None:
         feed.batches[0].scores["norm"], feed.batches[1].scores["norm"], rtol=1e-3
     )
     assert isinstance(agent._gate.open().scoring._lane, CudaLane)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_are_the_same_on_every_device(dtype: torch.dtype) -> None:
+    model = build("resnet").to(dtype)
+    # large enough to be read in slices
+    model.register_buffer("table", torch.randn(5_000_000).to(dtype))
+    on_cpu = identify(model)
+    assert on_cpu
+    assert identify(model.cuda()) == on_cpu
+
+
+def test_weights_are_compared_beside_a_model_on_the_device() -> None:
+    model, feed = build("resnet").cuda(), Recording()
+    known = Scorer(detectors.create("msp"), {}, "net", "1", identify(model.cpu()))
+    with attach(model.cuda(), feed, {"msp": known}, QUICK) as agent, torch.no_grad():  # type: ignore[dict-item]
+        model(on_device())
+        eventually(lambda: agent.stats().scored == 8)
+        model.fc.weight.mul_(1.1)  # type: ignore[operator, union-attr]
+    with attach(model, feed, {"msp": known}, QUICK) as agent, torch.no_grad():  # type: ignore[dict-item]
+        model(on_device())
+        eventually(lambda: agent.stats().scored == 8)
+    first, second = feed.batches
+    assert (first.digests["msp"], first.notices) == (known.digest, ())
+    assert second.digests["msp"] != known.digest
+    assert "their scores are not counted" in second.notices[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,20 +25,12 @@ from oodmon.pipeline import Pipeline
 from oodmon.records import Notice, ScoreBatch, Window
 from oodmon.registry import detectors, taps
 from oodmon.windows import Windowing
-from tests.agents import QUICK, Recording, attach
+from tests.agents import QUICK, Norm, Recording, attach
 from tests.nets import build, images
 from tests.waiting import eventually
 
 NAMES = ("msp", "mahalanobis", "odin")
 """Nothing learnt, something learnt, and one that runs in the shadow worker."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def fitted(model: nn.Module) -> Fitting:
@@ -239,6 +230,17 @@ def test_where_nothing_is_compared_all_counts(
         serve(model, agent, feed)
     assert digests(feed.batches) == [own(known)]
     assert notices(feed) == []
+
+
+def test_scorers_of_others_may_have_weights_of_their_own() -> None:
+    model, feed, scorer = build("resnet"), Recording(), Norm()
+    scorer.to = lambda _device: scorer  # type: ignore[method-assign, assignment]
+    scorer.weights = torch.ones(2)  # type: ignore[attr-defined]
+    with attach(model, feed, {"norm": scorer}) as agent:
+        with torch.no_grad():
+            model(images())
+        eventually(lambda: agent.stats().scored == 4)
+    assert (agent.stats().failures, notices(feed)) == (0, [])
 
 
 def test_a_calibration_of_other_weights_is_refused_even_where_nothing_is_learnt(
