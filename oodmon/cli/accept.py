@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from oodmon.calibration import Calibration
     from oodmon.config.schema import Config
     from oodmon.contexts import Context
+    from oodmon.drift.thresholds import Threshold
     from oodmon.store.events import Store
 
 __all__ = ["accept"]
@@ -26,7 +27,6 @@ _HOUR: Final = 3600 * _SECOND
 _LEAST: Final = 100
 """Scores that a new reference needs: fewer would hardly tell anything from chance."""
 _PREVIOUS: Final = ".previous"
-_RELOAD_SECONDS: Final = 60.0
 
 Row = Mapping[str, Any]
 
@@ -53,6 +53,7 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
     The daemon is asked to reload, begins its evidence again, resolves what fires, and tells in a
     notice what was adopted and by whom. Where it refuses, everything stays as it was.
     """
+    from oodmon.cli.adopted import adopted
     from oodmon.cli.opened import opened_store
     from oodmon.cli.promised import renewed
     from oodmon.config.build import calibration_path, calibrations, daemon_half, threshold_path
@@ -64,11 +65,10 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
     known = calibrations(checked)
     paths = [calibration_path(folder, name) for name in known]
     paths += [path for name in half.drift if (path := threshold_path(folder, name)).exists()]
-    kept = [*paths, *(path.with_name(path.name + _PREVIOUS) for path in paths)]
-    before = {path: path.read_bytes() for path in kept if path.exists()}
-    if undo:
-        _undo(paths)
-    else:
+    previous = [path.with_name(path.name + _PREVIOUS) for path in paths]
+    made: dict[str, Calibration] = {}
+    thresholds: dict[Path, Threshold] = {}
+    if not undo:
         with opened_store(config) as store:
             made = _made(checked, store, known, last)
         if half.calibration.ranked_within:
@@ -78,21 +78,16 @@ def accept(config: str, last: float, undo: bool, yes: bool) -> None:
         if not yes:
             click.confirm("Is this how good traffic looks from now on?", abort=True)
         thresholds = renewed(checked, made)
-        for path in paths:
-            path.with_name(path.name + _PREVIOUS).write_bytes(before[path])
+    with adopted([*paths, *previous, *thresholds], half.http.host, half.http.port):
+        if undo:
+            _undo(paths)
+            return
+        for path, old in zip(paths, previous, strict=True):
+            old.write_bytes(path.read_bytes())
         for name, calibration in made.items():
             calibration.save(calibration_path(folder, name))
         for path, threshold in thresholds.items():
             threshold.save(path)
-    try:
-        click.echo(_reloaded(half.http.host, half.http.port))
-    except click.ClickException as refused:
-        for path in kept:
-            if path in before:
-                path.write_bytes(before[path])
-            else:
-                path.unlink(missing_ok=True)
-        raise click.ClickException(f"{refused.message}; everything is as it was") from None
 
 
 def _undo(paths: Sequence[Path]) -> None:
@@ -255,25 +250,3 @@ def _ns(text: str) -> int:
     from datetime import datetime
 
     return round(datetime.fromisoformat(text).timestamp() * _SECOND)
-
-
-def _reloaded(host: str, port: int) -> str:
-    """Ask the daemon of this config to reload: what came of it."""
-    import http.client
-
-    where = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104  # to connect to
-    connection = http.client.HTTPConnection(where, port, timeout=_RELOAD_SECONDS)
-    try:
-        connection.request("POST", "/-/reload")
-        answer = connection.getresponse()
-        text = answer.read().decode("utf-8", "replace").strip()
-    except OSError as error:
-        return (
-            f"no daemon answers at {where}:{port} ({error}); it takes this when it starts or "
-            "is sent SIGHUP"
-        )
-    finally:
-        connection.close()
-    if answer.status == http.client.OK:
-        return "the daemon has reloaded and goes by the new reference"
-    raise click.ClickException(f"the daemon did not take it: {text}")

@@ -35,6 +35,7 @@ _VERBS: Final[Mapping[str, tuple[str, str]]] = {
     "run": ("run", "Run the daemon."),
     "accept": ("accept", "Adopt what is seen now as the new reference."),
     "labels": ("labels", "Hand over true classes that became known later."),
+    "recalibrate": ("recalibrate", "Set the estimated accuracy right by those labels."),
     "replay": ("replay", "Show what a config would have alarmed on."),
     "status": ("watch", "Show where everything stands."),
     "tail": ("watch", "Follow alerts and notices."),

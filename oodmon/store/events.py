@@ -177,6 +177,10 @@ class Store:
         """How far each partition of a topic of labels was read."""
         return self._outcomes.positions()
 
+    def judged(self, model: str, version: str, since_ns: int) -> list[tuple[float, bool]]:
+        """Expected errors of labelled samples observed since then, and whether they were wrong."""
+        return self._labels.judged(model, version, since_ns)
+
     def measured(self, since_ns: int, until_ns: int) -> list[Measured]:
         """Per model version: what labels say of samples observed in [since, until)."""
         return self._labels.measured(since_ns, until_ns)

@@ -36,6 +36,8 @@ _AT_ONCE: Final = 5_000
 """Labels joined in one transaction: the daemon's commits wait no longer than for these."""
 _SURE: Final = 1.96
 """Standard errors either side of a 95 % interval."""
+_MOST: Final = 200_000
+"""Labelled samples that an estimate is set right by, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +182,29 @@ class Labels:
                 if len(found) < _AT_ONCE or turn == most:
                     break
         return joined
+
+    def judged(self, model: str, version: str, since_ns: int) -> list[tuple[float, bool]]:
+        """Expected errors of labelled samples observed since then, and whether they were wrong.
+
+        Of the newest `_MOST`, in the order in which they were observed.
+        """
+        kept = tables.predictions
+        query = (
+            select(kept.c.expected_error, kept.c.label != kept.c.predicted)
+            .where(
+                kept.c.pipeline == self._pipeline,
+                kept.c.model == key(model),
+                kept.c.version == key(version),
+                kept.c.observed_at_ns >= since_ns,
+                kept.c.label.is_not(None),
+                kept.c.expected_error.is_not(None),
+            )
+            .order_by(kept.c.observed_at_ns.desc(), kept.c.sample_id)
+            .limit(_MOST)
+        )
+        with self._database.read() as connection:
+            rows = [(float(error), bool(wrong)) for error, wrong in connection.execute(query)]
+        return rows[::-1]
 
     def measured(self, since_ns: int, until_ns: int) -> list[Measured]:
         """Per model version what the samples observed in [since, until) come to."""

@@ -78,7 +78,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "rules": {"numpy"},
     "brokers": {"kafka"},
     "admission": set(),
-    "labelling": set(),
+    "labelling": {"numpy"},
     "scoring": {"numpy", "torch"},
     "pipeline": {"numpy"},
     "drift": {"numpy", "scipy", "river"},

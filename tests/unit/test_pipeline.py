@@ -90,7 +90,9 @@ def test_the_samples_that_an_alert_names_are_of_the_change_and_of_all_of_it() ->
             scores[5] = 8.0
         batches.append(batch(scores, second, second))
     windowing = Windowing(1, 0, 0)
-    tests = {"budget": Budget("1 per 1000 windows", tolerated_fraction=0.0)}
+    tests: dict[str, DriftTest[Any]] = {
+        "budget": Budget("1 per 1000 windows", tolerated_fraction=0.0)
+    }
     facts = _run(_pipeline(windowing=windowing, tests=tests), batches)
     (alert,) = alerts(facts)
     assert alert.started_at > EPOCH + 61 * SECOND
