@@ -17,6 +17,7 @@ from oodmon.daemon.labels import predictions
 from oodmon.labelling import Labelling
 from oodmon.pipeline import Pipeline
 from oodmon.records import Fact, Notice, ScoreBatch, Window
+from oodmon.store.labels import Prediction
 from tests.streams import EPOCH, SECOND, alerts, batch
 
 TEXT = """\
@@ -68,13 +69,15 @@ def _serve(config: Path, first: int, last: int) -> list[Fact]:
         pipeline.thaw(snapshot.state)
     judge = pipeline.calibrations["error"]
     facts: list[Fact] = []
+    kept: list[Prediction] = []
+    labels: dict[str, int] = {}
     for at in range(first, last):
         one = _batch(at)
-        found = pipeline.step(one)
-        kept = predictions(Labelling(), one, judge)
-        store.append(found, state=pipeline.freeze(), positions={}, predictions=kept)
-        store.add_labels({f"{at}/{row}": int(w) for row, w in enumerate(_wrong(at))})
-        facts += found
+        facts += pipeline.step(one)
+        kept += predictions(Labelling(), one, judge)
+        labels |= {f"{at}/{row}": int(wrong) for row, wrong in enumerate(_wrong(at))}
+    store.append(facts, state=pipeline.freeze(), positions={}, predictions=kept)
+    store.add_labels(labels)
     store.join_labels(EPOCH)
     store.close()
     return facts
