@@ -6,9 +6,9 @@ import os
 
 from hypothesis import HealthCheck, settings
 
-# Threads of torch that spin while they wait for one another make a busy machine ten times slower;
-# read when torch is first imported, by this process and by those that tests start.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# One thread of torch a process: figures do not depend on how many cores there are, and processes do
+# not fight for them. Read when torch is first imported, here and in the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # How long an example takes says something about the machine only; chance is left to `make fuzz`.
 settings.register_profile(

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -18,18 +17,9 @@ from oodmon.detectors import Reference, Scorer
 from oodmon.evaluate import auroc
 from tests.data import data_path
 
-__all__ = ["SEEDS", "classifier", "images", "labelled", "learnt", "one_thread", "seen", "sets"]
+__all__ = ["SEEDS", "classifier", "images", "labelled", "learnt", "seen", "sets"]
 
 SEEDS = (0, 1, 2)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """For a module to import: figures must not depend on how many cores there are."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(name: str, rows: int, start: int = 0) -> Tensor:
@@ -61,12 +51,7 @@ def sets() -> Mapping[str, example.Images]:
 @functools.cache
 def classifier(seed: int) -> tuple[example.Backbone, nn.Linear]:
     """Trained for four epochs, once in a run of the tests; in eval mode."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return example.train_classifier(sets()["train"], seed)
-    finally:
-        torch.set_num_threads(threads)
+    return example.train_classifier(sets()["train"], seed)
 
 
 def learnt(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
@@ -28,14 +27,6 @@ ROWS: Final = 400
 REFERENCE: Final = 1500
 THRESHOLD: Final = 0.75
 """Spearman's; 0.877, 0.920 and 0.872 were measured with the three seeds."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def part(name: str, rows: slice, seed: int, labelled: bool = False) -> Source:

@@ -20,10 +20,8 @@ from oodmon.detectors.features import features
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
 from oodmon.registry import detectors
-from tests.fashion import SEEDS, classifier, one_thread, sets
+from tests.fashion import SEEDS, classifier, sets
 from tests.figures import Figures
-
-__all__ = ["one_thread"]
 
 LAYERS = ("b1", "b2", "b3", "features")
 

@@ -21,10 +21,8 @@ from oodmon.detectors.blurs import gaussian_blur
 from oodmon.detectors.language_model import LanguageModel
 from oodmon.detectors.pixelcnn import PixelCNN
 from tests.data import data_path
-from tests.fashion import SEEDS, images, learnt, one_thread, seen
+from tests.fashion import SEEDS, images, learnt, seen
 from tests.figures import Figures
-
-__all__ = ["one_thread"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.parametrize("seed", SEEDS)]
 

@@ -15,10 +15,8 @@ from oodmon.detectors import Reference, Scorer
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
 from oodmon.registry import detectors
-from tests.fashion import SEEDS, classifier, one_thread, sets
+from tests.fashion import SEEDS, classifier, sets
 from tests.figures import Figures
-
-__all__ = ["one_thread"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

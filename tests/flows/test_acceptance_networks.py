@@ -24,10 +24,8 @@ from oodmon.detectors.rnd import RND
 from oodmon.detectors.svd_rnd import SVDRND
 from oodmon.detectors.transformations import Geom
 from oodmon.evaluate import auroc
-from tests.fashion import SEEDS, classifier, images, labelled, learnt, one_thread, seen, sets
+from tests.fashion import SEEDS, classifier, images, labelled, learnt, seen, sets
 from tests.figures import Figures
-
-__all__ = ["one_thread"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.parametrize("seed", SEEDS)]
 

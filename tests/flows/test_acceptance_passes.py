@@ -24,11 +24,9 @@ from oodmon.records import Activations
 from oodmon.registry import detectors
 from oodmon.taps.twin import Twin
 from tests.data import data_path
-from tests.fashion import SEEDS, classifier, one_thread
+from tests.fashion import SEEDS, classifier
 from tests.fashion import sets as fashion_sets
 from tests.figures import Figures
-
-__all__ = ["one_thread"]
 
 SLICE = 250
 

@@ -15,11 +15,9 @@ from oodmon.detectors import Reference, Scorer
 from oodmon.evaluate import auroc
 from oodmon.records import Activations
 from oodmon.registry import detectors
-from tests.fashion import SEEDS, classifier, one_thread, sets
+from tests.fashion import SEEDS, classifier, sets
 from tests.figures import Figures
 from tests.peers import pytorch_ood
-
-__all__ = ["one_thread"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.parametrize("seed", SEEDS)]
 

@@ -67,8 +67,6 @@ def _images(name: str) -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def digits() -> Iterator[Digits]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         images, labels = _images("mnist_train10k")
@@ -82,7 +80,6 @@ def digits() -> Iterator[Digits]:
                 optimizer.step()
         model.eval()
         yield Digits(model, images[LEARNT:], labels[LEARNT:], *_images("mnist_test"))
-    torch.set_num_threads(threads)
 
 
 class Watch:

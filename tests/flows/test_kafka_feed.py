@@ -41,7 +41,6 @@ import sys
 import torch
 import oodmon
 
-torch.set_num_threads(1)
 torch.manual_seed(0)
 model = torch.nn.Linear({CLASSES}, {CLASSES}).eval()
 agent = oodmon.attach(model, sys.argv[1])

@@ -8,7 +8,6 @@ that it never saw; the pipeline concludes.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,14 +55,6 @@ daemon:
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.cache
 def digits() -> tuple[Tensor, Tensor, Tensor]:
     """Images and labels of known digits, and images of novel ones."""
@@ -93,7 +84,7 @@ def trained(seed: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def site(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+def site(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     """A folder with a config that was fitted, and the model."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "members").mkdir()

@@ -382,7 +382,6 @@ def test_outputs_of_every_kind_are_scored() -> None:
 
 FORKING = """
 import os, sys, torch
-torch.set_num_threads(1)
 from tests.agents import Recording, attach
 from tests.nets import build, images
 

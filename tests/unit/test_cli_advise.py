@@ -62,10 +62,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.chdir(folder)
         patch.syspath_prepend(str(folder))
         patch.setenv("COLUMNS", "160")
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         yield
-        torch.set_num_threads(threads)
 
 
 def advise(what: str, *options: str) -> Result:

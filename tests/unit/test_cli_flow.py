@@ -38,7 +38,6 @@ weights = Path(__file__).with_suffix(".safetensors")
 
 def model():
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     made = nn.Sequential()
     made.add_module("stage1", nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()))
     made.add_module("stage2", nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.ReLU()))

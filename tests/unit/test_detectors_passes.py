@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +20,6 @@ from oodmon.records import Activations
 from oodmon.registry import detectors
 from oodmon.taps.twin import Twin
 from tests.nets import build, images
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def acts_of(model: nn.Module, rows: int = 12, seed: int = 0) -> Activations:

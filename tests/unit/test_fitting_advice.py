@@ -49,15 +49,6 @@ class Net(nn.Module):
         return found
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Steps of so small a network take longer on several."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, Tensor]:
     data = datasets.load_digits()

@@ -109,7 +109,6 @@ from torch import nn
 
 def model():
     torch.manual_seed(0)
-    torch.set_num_threads(1)
     made = nn.Sequential()
     made.add_module("body", nn.Sequential(nn.Linear(8, 16), nn.ReLU()))
     made.add_module("fc", nn.Linear(16, 2))

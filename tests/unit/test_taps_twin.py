@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ from oodmon.taps.hooks import Hooks
 from oodmon.taps.thinning import uniform
 from oodmon.taps.twin import Twin
 from tests.nets import SHAPES, EncoderNet, Wrapped, build, images
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def thinned(twin: Twin, inputs: Tensor, seed: int, rate: float = 0.0) -> Activations:
