@@ -150,6 +150,21 @@ def test_the_unit_of_the_activations_does_not_matter(kind: str) -> None:
     assert float(torch.corrcoef(torch.stack(ranks))[0, 1]) > 0.99
 
 
+GROWING = ("knn", "knn_coreset", "nnguide", "gmm_full", "gmm_steps")
+"""More rows bring neighbours closer, and let a component of its own covariance be what it is."""
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in GROWING])
+def test_a_larger_reference_does_not_move_the_scores(kind: str) -> None:
+    """So a threshold survives learning anew."""
+    rows, labels = blobs(6000, WIDTH)
+    fresh = blobs(1000, WIDTH, seed=1)[0]
+    few = scores(learnt(kind, reference(rows[:600], labels[:600])), fresh)
+    many = scores(learnt(kind, reference(rows, labels)), fresh)
+    assert float((many.median() - few.median()).abs()) < 0.3 * float(many.std())
+    assert float(few.std()) == pytest.approx(float(many.std()), rel=0.3)
+
+
 @every
 def test_a_layer_that_was_never_named_is_said(kind: str) -> None:
     name, options = KINDS[kind]

@@ -8,6 +8,7 @@ import logging
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -179,6 +180,34 @@ def test_a_pass_that_is_passed_by_is_not_read() -> None:
     attached.detach()
     assert kept.rows == [4]
     assert kept.acts == []
+
+
+def test_two_taps_and_two_threads_on_one_model_do_not_meet() -> None:
+    model, intakes = build("resnet").eval(), (Kept(), Kept())
+    reads = Reads(layers=("stage1", "penultimate"), logits=True)
+    taps = [Hooks().attach(model, reads, intake) for intake in intakes]
+    batches = [images(seed=seed) for seed in range(40)]
+
+    def serve(image: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model(image)  # type: ignore[no-any-return]
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(serve, batches))
+    taps[0].detach()
+    serve(batches[0])
+    taps[1].detach()
+    assert [len(intake.acts) for intake in intakes] == [40, 41]
+    for intake in intakes:
+        found = {float(acts.require_logits().sum()): acts for acts in intake.acts}
+        for image, answer in zip(batches, answers, strict=True):
+            acts = found[float(answer.sum())]
+            assert torch.equal(acts.require_logits(), answer)
+            alone = read(model, reads, image).acts[0]
+            for name in reads.layers:
+                assert torch.equal(acts.layer(name), alone.layer(name))
+                assert acts.layer(name).data_ptr() != alone.layer(name).data_ptr()
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_shared_module_is_read_at_its_last_call() -> None:
