@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -14,11 +14,13 @@ from markupsafe import Markup
 
 from oodmon.errors import StoreError
 from oodmon.report import plots
+from oodmon.report.accuracy import labelled
 from oodmon.report.canvas import page
 from oodmon.report.gather import Seen, gather
 from oodmon.report.thumbnails import thumbnails as read_thumbnails
 from oodmon.secret import Secret
 from oodmon.store.events import Store
+from oodmon.store.labels import Measured
 
 __all__ = ["build"]
 
@@ -55,6 +57,7 @@ def build(
     store.open()
     try:
         seen = gather(store, model, version, promises or {})
+        known = labelled(store, seen.model, seen.version, seen.changed_at) if seen else []
     finally:
         store.close()
     if seen is None:
@@ -67,11 +70,11 @@ def build(
     )
     path = Path(out_path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_page(seen, pictures), encoding="utf-8")
+    path.write_text(_page(seen, known, pictures), encoding="utf-8")
     return path
 
 
-def _page(seen: Seen, pictures: Any) -> str:
+def _page(seen: Seen, known: Sequence[tuple[str, Measured]], pictures: Any) -> str:
     script = (_FOLDER / "slider.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return page(
@@ -80,6 +83,7 @@ def _page(seen: Seen, pictures: Any) -> str:
         script=Markup(script),  # noqa: S704 - ours
         script_digest=f"sha256-{digest}",
         seen=seen,
+        known=known,
         pictures=pictures,
         figures={name: Markup(svg) for name, svg in _figures(seen).items()},  # noqa: S704 - ours
         last=int(seen.timeline.ends[-1]),

@@ -1,4 +1,4 @@
-"""The estimated accuracy of each detector that measures it, before and after the change."""
+"""The accuracy before and after the change: as estimated without labels, and as labels tell it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Estimate", "estimates"]
+from oodmon.store.events import Store
+from oodmon.store.labels import Measured
+
+__all__ = ["Estimate", "estimates", "labelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +55,19 @@ def estimates(rows: Sequence[Mapping[str, Any]], changed_at: int) -> list[Estima
         samples = int(sum(n for _, n in sides[detector]))
         found.append(Estimate(detector, before, after_it, lowest, lowest_at, samples))
     return found
+
+
+def labelled(store: Store, model: str, version: str, changed_at: int) -> list[tuple[str, Measured]]:
+    """What labels say "before" and "after" the change, or of "all"; nothing without labels.
+
+    Of the predictions that the daemon still keeps.
+    """
+    spans = [("all", 0, 2**63 - 1)]
+    if changed_at:
+        spans = [("before", 0, changed_at), ("after", changed_at, 2**63 - 1)]
+    return [
+        (name, one)
+        for name, since, until in spans
+        for one in store.measured(since, until)
+        if (one.model, one.version) == (model, version) and one.labelled
+    ]

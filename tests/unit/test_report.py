@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from oodmon.report import build, plots, wording
 from oodmon.report.thumbnails import thumbnails
 from oodmon.rules import Rule
 from oodmon.store.events import AgentSeen, Store
+from oodmon.store.labels import Prediction
 from oodmon.windows import Windowing
 from tests.streams import EPOCH, SECOND, calibration
 
@@ -302,6 +304,28 @@ def test_the_same_store_gives_the_same_report(tmp_path: Path) -> None:
     fill(url, count=20, change_at=99)
     one = build(url, tmp_path / "one.html").read_bytes()
     assert build(url, tmp_path / "two.html").read_bytes() == one
+
+
+def test_labels_that_came_take_the_place_of_the_estimate(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'oodmon.db'}"
+    alerts = fill(url)
+    changed = next(alert for alert in alerts if alert.rule == "novelty").started_at
+    store = Store(url)
+    store.open()
+    path = build(url, tmp_path / "report.html")
+    assert "Accuracy by labels" not in path.read_text(encoding="utf-8")
+    for began, right, doubt in ((changed - 60 * SECOND, 180, 0.05), (changed + SECOND, 120, nan)):
+        names = [f"{began}/{place}" for place in range(200)]
+        kept = [Prediction(name, "digits", "1", "", began, 1, doubt) for name in names]
+        store.append([], state=b"", positions={}, predictions=kept)
+        store.add_labels({name: int(place < right) for place, name in enumerate(names)})
+    store.join_labels(changed)
+    store.close()
+    reader = Reader()
+    reader.feed(build(url, tmp_path / "report.html").read_text(encoding="utf-8"))
+    words = " ".join(" ".join(reader.words).split())
+    assert "before 200 90.0 % 85.1 % to 93.4 % 95.0 % 90.0 % ±" in words
+    assert "after 200 60.0 % 53.1 % to 66.5 % – –" in words
 
 
 def test_an_empty_store_is_an_error_that_says_so(tmp_path: Path) -> None:
