@@ -33,9 +33,8 @@ class ChiSquared(Judged):
 
     It looks at what the model answers, not at how unusual the inputs are: a change of the traffic's
     mix shows here and may be no fault. It is the same for every detector, whose stream it is
-    counted with. Where the calibration holds no predicted classes (a model without logits, files
-    written before they were kept) it finds nothing, and `oodmon fit` says so. The rate holds for
-    independent samples.
+    counted with. Where the calibration holds no predicted classes (a model without logits) it finds
+    nothing, and `oodmon fit` says so. The rate holds for independent samples.
 
     Args:
         alpha: false alarms per window and stream, about, in (0, 1).

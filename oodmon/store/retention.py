@@ -139,4 +139,4 @@ def give_back_space(database: Database, ended: Callable[[], bool] = bool) -> Non
             cursor.fetchall()
             cursor.close()
             if connection.exec_driver_sql("PRAGMA freelist_count").scalar() == free:
-                return  # a file from before: only VACUUM shrinks it
+                return  # not a file of ours: only VACUUM shrinks it
