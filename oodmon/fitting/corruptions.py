@@ -58,6 +58,10 @@ def corruptions_for(batches: Sequence[Batch], seed: int) -> Mapping[str, Corrupt
         return {}
     shape = _taken(batches[0], place).shape[1:]
     known = torch.cat([t for t in (_taken(b, place) for b in batches) if t.shape[1:] == shape])
+    if known.is_floating_point():
+        # a sample that is not finite has no range, and would leave the others none
+        sound = known.flatten(1).isfinite().all(dim=1)
+        known = known[sound] if bool(sound.any()) else known
     if not known.is_floating_point():
         changes = _of_tokens()
     elif known.ndim == 4 and min(known.shape[-2:]) >= _GRID:

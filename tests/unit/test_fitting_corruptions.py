@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -72,6 +74,19 @@ def test_blur_smooths_and_dark_keeps_the_darkest() -> None:
 
 def test_flat_images_have_no_blur() -> None:
     assert "blur" not in changed(torch.ones(10, 1, 8, 8))
+
+
+@pytest.mark.parametrize("inputs", [images(), torch.randn(40, 6)])
+def test_a_sample_that_is_not_finite_spoils_no_other_ones_copy(inputs: Tensor) -> None:
+    spoilt = inputs.clone()
+    spoilt[3] = math.nan
+    spoilt[5].view(-1)[2] = math.inf
+    whole = {name for name, copies in changed(inputs).items() if bool(copies.isfinite().all())}
+    given = batch(spoilt)
+    sound = batch(spoilt[6:])
+    for name, change in corruptions_for([given], 0).items():
+        if name in whole:
+            assert bool(change(sound).arguments[0].isfinite().all()), name
 
 
 def test_features_are_mixed_each_on_its_own() -> None:
