@@ -6,6 +6,7 @@ ties, and costs one sort.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ __all__ = [
     "auroc",
     "evaluate",
     "fpr95_ood",
+    "means",
     "roc",
     "tnr_at_tpr95",
 ]
@@ -121,6 +123,22 @@ def roc(ids: Scores, oods: Scores) -> tuple[npt.NDArray[np.float64], npt.NDArray
         np.concatenate([[0.0], np.cumsum(side[::-1]) / side.sum()]) for side in (inside, outside)
     )
     return flagged, caught
+
+
+def means(table: Mapping[str, Mapping[str, Evaluation | None]]) -> dict[str, float | None]:
+    """Detector → mean AUROC over the data sets, the best first.
+
+    None, and last, where one of them could not be judged.
+
+    Args:
+        table: data set → detector → its figures.
+    """
+    found: dict[str, float | None] = {}
+    for detector in next(iter(table.values()), {}):
+        judged = [one.auroc for column in table.values() if (one := column[detector]) is not None]
+        found[detector] = sum(judged) / len(judged) if len(judged) == len(table) else None
+    order = sorted(found, key=lambda name: (found[name] is None, -(found[name] or 0.0)))
+    return {name: found[name] for name in order}
 
 
 def _checked(ids: Scores, oods: Scores) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

@@ -253,6 +253,8 @@ def _tell(
     from rich.console import Console
     from rich.table import Table as Shown
 
+    from oodmon.evaluate import means
+
     console = Console(highlight=False)
     told = sources[_AGAINST].told if _AGAINST in sources else "samples held out by oodmon fit"
     most = max(len(scores) for scores in inside.values())
@@ -272,7 +274,8 @@ def _tell(
             )
         console.print(shown)
     if len(table) > 1:
-        console.print("mean AUROC: " + ", ".join(_means(table)), markup=False, soft_wrap=True)
+        judged = [f"{name} {mean:.3f}" for name, mean in means(table).items() if mean is not None]
+        console.print("mean AUROC: " + ", ".join(judged), markup=False, soft_wrap=True)
 
 
 def _cells(one: Evaluation | None) -> list[str]:
@@ -285,17 +288,6 @@ def _cells(one: Evaluation | None) -> list[str]:
 def _rank(one: Evaluation | None) -> float:
     """Best first; what could not be judged last."""
     return math.inf if one is None else -one.auroc
-
-
-def _means(table: Table) -> list[str]:
-    """Detectors by their mean over the data sets, of those that were judged on all."""
-    means = {}
-    for detector in next(iter(table.values())):
-        found = [column[detector] for column in table.values()]
-        judged = [one.auroc for one in found if one is not None]
-        if len(judged) == len(found):
-            means[detector] = sum(judged) / len(judged)
-    return [f"{name} {means[name]:.3f}" for name in sorted(means, key=lambda name: -means[name])]
 
 
 def _page(

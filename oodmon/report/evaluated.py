@@ -12,7 +12,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from oodmon.evaluate import Evaluation, roc
+from oodmon.evaluate import Evaluation, means, roc
 from oodmon.report.canvas import GRID, MUTED, SERIES, page, plain, svg
 
 __all__ = ["write"]
@@ -54,13 +54,14 @@ def write(
         found: the same for each data set.
         table: what `oodmon.evaluate` says of them, none where there is nothing to say.
     """
-    order = _best_first(table)
+    mean = means(table)
+    order = list(mean)
     text = page(
         "evaluated.html.j2",
         model=model,
         version=version,
         order=order,
-        means=_means(table),
+        means=mean,
         table=table,
         samples=max((len(scores) for scores in inside.values()), default=0),
         roc=Markup(_curves(inside, found, table, order)),  # noqa: S704 - ours
@@ -70,21 +71,6 @@ def write(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def _means(table: Mapping[str, Mapping[str, Evaluation | None]]) -> dict[str, float | None]:
-    """Detector → mean AUROC over the data sets, none where one of them could not be judged."""
-    means: dict[str, float | None] = {}
-    for detector in next(iter(table.values()), {}):
-        found = [column[detector] for column in table.values()]
-        judged = [one.auroc for one in found if one is not None]
-        means[detector] = sum(judged) / len(judged) if len(judged) == len(found) else None
-    return means
-
-
-def _best_first(table: Mapping[str, Mapping[str, Evaluation | None]]) -> list[str]:
-    means = _means(table)
-    return sorted(means, key=lambda name: (means[name] is None, -(means[name] or 0.0)))
 
 
 def _valid(scores: Scores) -> Scores:
