@@ -30,12 +30,17 @@ def save_pools(data: Path, target: Path) -> list[str]:
     missing = []
     for make in (_images, _texts, drifting):
         try:
-            pools |= make(data)
+            pools |= {name: _in_order(name, scores) for name, scores in make(data).items()}
         except (OSError, ImportError, KeyError) as error:
             missing.append(f"{make.__name__.strip('_')}: {error}")
     arrays: dict[str, Any] = {name.replace("/", "|"): found for name, found in pools.items()}
     np.savez(target, **arrays)
     return missing
+
+
+def _in_order(name: str, scores: F8) -> F8:
+    """A pool is a law: sorted, each value once; a stream that drifts has its own order."""
+    return scores if name.startswith("drifting/") else np.unique(scores)
 
 
 def _archive(path: Path) -> npt.NDArray[np.float32]:

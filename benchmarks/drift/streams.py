@@ -49,7 +49,7 @@ class Stream:
         name: as printed.
         phi: lag-one correlation of the normal values below.
         heavy: whether the scores are exp(z), log-normal.
-        pool: scores are drawn from this pool; "" makes Gaussian ones.
+        pool: scores are drawn from the law of this pool; "" makes Gaussian ones.
         changes: what to try on it.
     """
 
@@ -70,7 +70,7 @@ class Stream:
         """
         rng = self.generator("reference", repetition)
         if self.pool:
-            return rng.choice(pools[self.pool], size)
+            return _like(rng, pools[self.pool], size)
         values = rng.standard_normal(size)
         return np.exp(values) if self.heavy else values
 
@@ -81,18 +81,26 @@ class Stream:
         size = quiet + after
         changed = np.arange(size) >= quiet
         if self.pool:
-            values = rng.choice(pools[self.pool], size)
+            values = _like(rng, pools[self.pool], size)
         else:
             values = autoregressive(rng, size, self.phi)
             values = np.where(changed, change.mean + change.scale * values, values)
         if change.share:
             novel = (
-                rng.choice(pools[change.novel], size)
+                _like(rng, pools[change.novel], size)
                 if change.novel
                 else 3.0 + rng.standard_normal(size)
             )
             values = np.where(changed & (rng.random(size) < change.share), novel, values)
         return np.exp(values) if self.heavy else values
+
+
+def _like(rng: np.random.Generator, pool: F8, size: int) -> F8:
+    """Independent values of the pool's law, uniform between its values, which are in order.
+
+    Drawn from the pool itself, the stream would repeat samples of the reference to the last bit.
+    """
+    return np.interp(rng.random(size) * (len(pool) - 1), np.arange(len(pool)), pool)
 
 
 def autoregressive(rng: np.random.Generator, size: int, phi: float) -> F8:

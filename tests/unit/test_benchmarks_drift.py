@@ -81,3 +81,14 @@ def test_a_cell_adds_up() -> None:
     assert shifted.alarms == 3
     assert 3 <= shifted.values < 3 * 300
     assert shifted.squares >= shifted.values**2 / 3
+
+
+def test_real_scores_have_no_ties() -> None:
+    pool = np.unique(np.random.default_rng(1).standard_normal(50))
+    stream, change = Stream("s", pool="known"), Change("c", share=0.5, novel="novel")
+    pools = {"known": pool, "novel": pool + 10.0}
+    values = stream.draw(stream.generator("c", 0), 2_000, 2_000, change, pools)
+    assert len(np.unique(values)) == len(values)
+    assert values[:2_000].max() <= pool[-1]
+    assert np.mean(values[2_000:] > 5.0) == pytest.approx(0.5, abs=0.05)
+    assert np.median(values[:2_000]) == pytest.approx(np.median(pool), abs=0.1)
