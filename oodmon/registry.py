@@ -1,8 +1,9 @@
 """Names → classes, one registry per kind of component.
 
 A name is looked up in this order: already registered; the module of that name in the kind's
-folder; any module of the folder; an entry point of the group ``oodmon.<kind>``. Built-ins register
-with the same decorator as plugins. Nothing is imported before the first look-up.
+folder; an entry point of that name in the group ``oodmon.<kind>``; any module of the folder, which
+imports them all. Built-ins register with the same decorator as plugins. Nothing is imported before
+the first look-up.
 """
 
 from __future__ import annotations
