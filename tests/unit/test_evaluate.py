@@ -12,7 +12,16 @@ from sklearn.metrics import (  # type: ignore[import-untyped]
 )
 
 from oodmon.errors import ContractError
-from oodmon.evaluate import aupr_in, aupr_out, auroc, evaluate, fpr95_ood, roc, tnr_at_tpr95
+from oodmon.evaluate import (
+    aupr_in,
+    aupr_out,
+    auroc,
+    evaluate,
+    fpr95_ood,
+    means,
+    roc,
+    tnr_at_tpr95,
+)
 
 scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=40)
 
@@ -89,3 +98,11 @@ def test_the_roc_curve_is_every_threshold_and_its_area_is_the_auroc(
     assert caught.tolist() == [0.0, *(float(np.mean(outside >= t)) for t in thresholds)]
     assert float(np.trapezoid(caught, flagged)) == pytest.approx(auroc(ids, oods))
     assert evaluate(ids, oods).fpr95_id == 1.0 - tnr_at_tpr95(ids, oods)
+
+
+def test_means_are_over_all_data_sets_and_the_best_comes_first() -> None:
+    good, poor = evaluate([0.0, 1.0], [2.0, 3.0]), evaluate([0.0, 1.0], [0.0, 1.0])
+    near = {"poor": poor, "mixed": good, "unjudged": good}
+    far = {"poor": poor, "mixed": poor, "unjudged": None}
+    found = means({"near": near, "far": far})
+    assert list(found.items()) == [("mixed", 0.75), ("poor", 0.5), ("unjudged", None)]
