@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, thread_time
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from oodmon.detectors import Reference, Scorer
 from oodmon.registry import detectors, feeds
 from oodmon.taps.collect import collect
 from oodmon.taps.hooks import Hooks
+from oodmon.taps.identity import identify
 from oodmon.taps.layout import head_of
 
 STAGES = ("stage1", "stage2", "stage3", "stage4")
@@ -44,10 +45,12 @@ def learn(model: nn.Module, device: torch.device, rows: int = 320) -> dict[str, 
         images = torch.randn(32, 3, 32, 32, generator=generator)
         batches.append((images, torch.randint(0, 10, (32,), generator=generator)))
 
+    weights = identify(model)
+
     def learnt(name: str, tapped: tuple[str, ...], **options: Any) -> Scorer:
         acts = list(collect(model, Hooks(), Reads(layers=tapped, logits=True), batches))
         reference = Reference.from_batches(lambda: iter(acts), head=head_of(model), device=device)
-        return Scorer.learn(detectors.create(name, **options), reference)
+        return Scorer.learn(detectors.create(name, **options), reference, weights=weights)
 
     return {
         "msp": learnt("msp", ()),
@@ -102,6 +105,21 @@ def compare(
         "p50_ms": float(np.median(plain) * 1000),
     }
     return ratios, stats
+
+
+def looks(model: nn.Module, device: torch.device, times: int = 5) -> dict[str, float]:
+    """Milliseconds of one thread to tell which weights a model has: this one's, and a gigabyte."""
+    torch.set_num_threads(1)  # as in the scoring thread
+    large = nn.Sequential(*(nn.Linear(4096, 4096, bias=False, device=device) for _ in range(16)))
+    found = {}
+    for name, each in (("served", model), ("gigabyte", large)):
+        spent = []
+        for _ in range(times):
+            begun = thread_time()
+            assert identify(each)
+            spent.append(thread_time() - begun)
+        found[f"look_ms_{name}"] = float(np.median(spent) * 1000)
+    return found
 
 
 class _Switch:
@@ -167,8 +185,14 @@ def main() -> None:
                     f"scored {stats.scored} of {stats.seen}, dropped {stats.dropped}",
                     flush=True,
                 )
+    spent = looks(model, device)
     if args.json:
-        print(json.dumps({"overhead": results}))
+        print(json.dumps({"overhead": results, **spent}))
+    else:
+        print(
+            f"{name}  which weights are served: {spent['look_ms_served']:.0f} ms of the scoring "
+            f"thread every five minutes; of a gigabyte {spent['look_ms_gigabyte']:.0f} ms"
+        )
 
 
 if __name__ == "__main__":
