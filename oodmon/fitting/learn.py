@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ from oodmon.taps.layout import head_of
 from oodmon.taps.twin import Twin
 
 __all__ = ["RUN", "Fitted", "Fitting", "fit"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float, str], None]
 """Called with a stage (``tap`` or a detector's id), the share of it that is done, and a note."""
@@ -130,7 +133,7 @@ def fit(
     if device:
         model = model.to(device)
     place = place_of(model)
-    made_for = (model_name, version, identify(model))
+    weights = identify(model)
     offered = tap.offers(model) if hasattr(tap, "offers") else ()
     pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
@@ -142,6 +145,13 @@ def fit(
                 f"{shares.learn.rows} samples to learn from and {shares.calibrate.rows} to "
                 f"calibrate with are too few; at least {_LEAST} of each are needed"
             )
+        if identify(model) != weights:
+            log.warning(
+                "the model's own passes change its parameters or buffers, so the states do not say "
+                "which it has, and one that was trained again will not be told"
+            )
+            weights = ""
+        made_for = (model_name, version, weights)
         head = head_of(getattr(model, "_orig_mod", model))
         twin = getattr(tap, "twin", Twin)(model) if reads.model else None
         fitted = {

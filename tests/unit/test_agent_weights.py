@@ -24,6 +24,7 @@ from oodmon.fitting.sources import from_data
 from oodmon.pipeline import Pipeline
 from oodmon.records import Notice, ScoreBatch, Window
 from oodmon.registry import detectors, taps
+from oodmon.taps.identity import identify
 from oodmon.windows import Windowing
 from tests.agents import QUICK, Norm, Recording, attach
 from tests.nets import build, images
@@ -33,13 +34,13 @@ NAMES = ("msp", "mahalanobis", "odin")
 """Nothing learnt, something learnt, and one that runs in the shadow worker."""
 
 
-def fitted(model: nn.Module) -> Fitting:
+def fitted(model: nn.Module, *names: str) -> Fitting:
     inputs = images(60, seed=7)
     return fit(
         model,
         from_data((inputs, torch.arange(60) % 5), batch_size=20, seed=0),
         tap=taps.create("hooks"),
-        detectors={name: detectors.create(name) for name in NAMES},
+        detectors={name: detectors.create(name) for name in names or NAMES},
         model_name="net",
         version="1",
     )
@@ -207,11 +208,11 @@ def test_it_is_looked_now_and_then_and_not_at_each_batch(
 ) -> None:
     looks: list[str] = []
 
-    def identify(model: nn.Module | None) -> str:
+    def look(model: nn.Module | None) -> str:
         looks.append(type(model).__name__)
         return known.detectors["msp"].scorer.weights
 
-    monkeypatch.setattr(oodmon.agent, "identify", identify)
+    monkeypatch.setattr(oodmon.agent, "identify", look)
     monkeypatch.setattr(oodmon.agent.scoring, "_LOOK_SECONDS", 1e6)
     model, feed = build("resnet"), Recording()
     with watch(model, known, feed) as agent:
@@ -230,6 +231,29 @@ def test_where_nothing_is_compared_all_counts(
         serve(model, agent, feed)
     assert digests(feed.batches) == [own(known)]
     assert notices(feed) == []
+
+
+class Counting(nn.Module):
+    """Writes to a buffer of its own in every pass, in evaluation mode too."""
+
+    seen: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build("mlp")
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        logits: torch.Tensor = self.net(x)
+        return logits
+
+
+def test_a_model_that_writes_to_itself_is_not_compared(caplog: pytest.LogCaptureFixture) -> None:
+    changing = fitted(Counting(), "msp").detectors["msp"].scorer
+    assert changing.weights == ""
+    assert "passes change its parameters or buffers" in caplog.text
+    assert fitted(build("mlp"), "msp").detectors["msp"].scorer.weights == identify(build("mlp"))
 
 
 def test_scorers_of_others_may_have_weights_of_their_own() -> None:

@@ -172,7 +172,8 @@ def test_other_parameters_are_told_from_another_training(
 
 def test_tied_weights_count_once_and_order_counts() -> None:
     first, second = nn.Linear(4, 4), nn.Linear(4, 4)
-    tied, copied = nn.Sequential(first, first), nn.Sequential(first, copy.deepcopy(first))
+    tied, copied = (nn.Sequential(first, copy.deepcopy(first)) for _ in range(2))
+    tied[1].weight, tied[1].bias = first.weight, first.bias
     assert identify(tied) == identify(nn.Sequential(first))
     assert compare(identify(tied), identify(copied)) == "layout"
     swapped = identify(nn.Sequential(second, first))
