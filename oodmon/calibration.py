@@ -93,7 +93,6 @@ class Calibration:
         measures: what a score is beside a rank (`Detector.measures`).
         slope, offset: where scores are probabilities of a wrong answer, how labels set them right:
             the log odds become slope · log odds + offset. Ranks are not touched.
-        set_right_at: ns UTC; answers from then on were judged by this slope and offset; 0: all.
     """
 
     detector: str
@@ -109,7 +108,6 @@ class Calibration:
     wrong: int = 0
     slope: float = 1.0
     offset: float = 0.0
-    set_right_at: int = 0
     _cuts: npt.NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -195,7 +193,7 @@ class Calibration:
             made.update(part.tobytes())
         if self.segments:
             made.update(json.dumps(self.segments).encode())
-        if (self.slope, self.offset) != (1.0, 0.0):
+        if self.is_set_right:
             made.update(np.array([self.slope, self.offset]).tobytes())
         return made.hexdigest()
 
@@ -232,10 +230,15 @@ class Calibration:
         bins = len(self._cuts) - np.searchsorted(self._cuts, values, side="left")
         return np.where(np.isnan(values), -1, bins)
 
+    @property
+    def is_set_right(self) -> bool:
+        """Whether labels have changed what its scores are taken for."""
+        return (self.slope, self.offset) != (1.0, 0.0)
+
     def wrong_at(self, scores: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """(B,) probability of a wrong answer at scores that measure it; NaN for NaN."""
         shares = np.clip(np.asarray(scores, np.float64), 0.0, 1.0)
-        if (self.slope, self.offset) == (1.0, 0.0):
+        if not self.is_set_right:
             return shares
         shares = np.clip(shares, _CERTAIN, 1.0 - _CERTAIN)
         odds = self.slope * np.log(shares / (1.0 - shares)) + self.offset
@@ -294,7 +297,7 @@ class Calibration:
                 "segments": json.dumps(self.segments),
                 "labelled": json.dumps(self.labelled),
                 "wrong": json.dumps(self.wrong),
-                "estimate": json.dumps([self.slope, self.offset, self.set_right_at]),
+                "estimate": json.dumps([self.slope, self.offset]),
                 "samples": json.dumps(len(self.scores)),
             },
         )
@@ -316,7 +319,7 @@ class Calibration:
                 columns = {name: file.get_tensor(name) for name in _KINDS}
                 segments = json.loads(meta.get("segments", "[]"))
                 labelled, wrong = int(meta.get("labelled", "0")), int(meta.get("wrong", "0"))
-                slope, offset, set_right_at = json.loads(meta.get("estimate", "[1.0, 0.0, 0]"))
+                slope, offset = json.loads(meta.get("estimate", "[1.0, 0.0]"))
         except FileNotFoundError:
             raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
         except (OSError, SafetensorError, ValueError, TypeError) as error:
@@ -339,6 +342,5 @@ class Calibration:
             wrong=wrong,
             slope=float(slope),
             offset=float(offset),
-            set_right_at=int(set_right_at),
             **columns,
         )

@@ -182,7 +182,6 @@ def _calibration(old: Calibration, rows: Sequence[Row], by: str, context: Contex
         wrong=old.wrong,
         slope=old.slope,
         offset=old.offset,
-        set_right_at=old.set_right_at,
     )
 
 

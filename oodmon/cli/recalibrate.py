@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["recalibrate"]
 
 _SECOND: Final = 1_000_000_000
-_ON_THE_WAY_SECONDS: Final = 60.0
-"""Until the daemon has reloaded, it judges as before."""
 
 
 @click.command()
@@ -61,18 +59,16 @@ def recalibrate(config: str, last: float, undo: bool, yes: bool) -> None:
             f"{config} has no section daemon.labels: its daemon keeps no predictions to hold "
             "labels against"
         )
-    # The one that kept predictions go by.
+    # The one whose expected errors are kept.
     old = known[0]
     with opened_store(config) as store:
         newest = store.newest_ns()
-        since = max(newest - round(last * _SECOND), old.set_right_at)
+        since = max(newest - round(last * _SECOND), 0)
         judged = store.judged(checked.model.name, checked.model.version, since)
-    from_now = newest + half.windows.length + half.windows.lateness
-    from_now += round(_ON_THE_WAY_SECONDS * _SECOND)
     if undo:
-        if (old.slope, old.offset) == (1.0, 0.0):
+        if not old.is_set_right:
             raise click.ClickException(f"{old.detector}: the estimate is as it was fitted")
-        made = dataclasses.replace(old, slope=1.0, offset=0.0, set_right_at=from_now)
+        made = dataclasses.replace(old, slope=1.0, offset=0.0)
         origin = "the estimate is that of the detector again"
     else:
         if len(judged) < half.labels.least_labels:
@@ -80,7 +76,7 @@ def recalibrate(config: str, last: float, undo: bool, yes: bool) -> None:
                 f"{len(judged)} labels of samples since {when(since)}; at least "
                 f"{half.labels.least_labels} are needed (daemon.labels.least_labels)"
             )
-        made, origin = _made(old, judged, from_now)
+        made, origin = _made(old, judged)
     by = f"{getpass.getuser()} at {when(time.time_ns())}"
     made = dataclasses.replace(made, origin=f"{origin}; by {by}")
     click.echo(f"{old.detector}: {origin}")
@@ -91,9 +87,7 @@ def recalibrate(config: str, last: float, undo: bool, yes: bool) -> None:
         made.save(path)
 
 
-def _made(
-    old: Calibration, judged: Sequence[tuple[float, bool]], from_now: int
-) -> tuple[Calibration, str]:
+def _made(old: Calibration, judged: Sequence[tuple[float, bool]]) -> tuple[Calibration, str]:
     """The calibration as labels have it, and what changed, in words."""
     import numpy as np
 
@@ -102,15 +96,12 @@ def _made(
     expected = np.array([error for error, _ in judged])
     wrong = np.array([answer for _, answer in judged])
     slope, offset = set_right(expected, wrong)
-    # What was kept is the estimate as it stood, so that this goes on from there.
-    made = dataclasses.replace(
-        old, slope=slope * old.slope, offset=slope * old.offset + offset, set_right_at=from_now
-    )
-    known = 1.0 - np.array([one.wrong_at(old.scores).mean() for one in (old, made)])
-    now = dataclasses.replace(old, slope=slope, offset=offset).wrong_at(expected)
+    made = dataclasses.replace(old, slope=slope, offset=offset)
+    known = [1.0 - float(one.wrong_at(old.scores).mean()) for one in (old, made)]
+    said = [1.0 - float(one.wrong_at(expected).mean()) for one in (old, made)]
     return made, (
         f"by {len(wrong)} labels the model is right in {1.0 - wrong.mean():.1%}; the estimate said "
-        f"{1.0 - expected.mean():.1%} of these, and says {1.0 - now.mean():.1%} now; of the "
+        f"{said[0]:.1%} of these, and says {said[1]:.1%} now; of the "
         f"reference {known[0]:.1%}, now {known[1]:.1%} (log odds times {made.slope:.3g}, plus "
         f"{made.offset:.3g})"
     )

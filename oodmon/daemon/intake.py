@@ -157,7 +157,7 @@ class Intake:
             group.facts += facts
             group.accepted.append(batch.observed_at)
             if self._labelling is not None:
-                group.predictions += predictions(self._labelling, batch, self._judge(batch))
+                group.predictions += predictions(self._labelling, batch, self._error_of(batch))
             self._since.append(batch)
             self._metrics.add("oodmon_batches_total", result="accepted")
             counted = 0 if batch.repeats else batch.rows
@@ -168,12 +168,12 @@ class Intake:
             self._refuse(batch, error)
         self._see(before, batch, accepted=error is None)
 
-    def _judge(self, batch: ScoreBatch) -> Calibration | None:
-        """Of the first detector whose column is the probability of a wrong answer."""
+    def _error_of(self, batch: ScoreBatch) -> str:
+        """The first detector whose column is the probability of a wrong answer."""
         for name, known in self.pipeline.calibrations.items():
             if known.measures == EXPECTED_ERROR and batch.digests.get(name) == known.digest:
-                return known
-        return None
+                return name
+        return ""
 
     def advance(self, now_ns: int) -> None:
         """Time has passed and the feed is drained."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
+
 from oodmon.calibration import Calibration
 from oodmon.daemon.metrics import Metrics
 from oodmon.labelling import Labelling
@@ -26,21 +28,20 @@ _GAUGES: Final = (
 )
 
 
-def predictions(
-    labelling: Labelling, batch: ScoreBatch, judge: Calibration | None
-) -> Sequence[Prediction]:
+def predictions(labelling: Labelling, batch: ScoreBatch, error_of: str) -> Sequence[Prediction]:
     """What is kept of one batch: nothing where it has no predicted classes.
+
+    Expected errors are kept as the detector gave them, whatever labels have made of them since: so
+    all labels are about the same.
 
     Args:
         labelling: which samples.
         batch: as it came.
-        judge: of the detector whose scores are the probability of a wrong answer, or none.
+        error_of: the detector whose scores are the probability of a wrong answer; "" for none.
     """
     if batch.repeats or not len(batch.predicted):
         return ()
-    errors = [math.nan] * batch.rows
-    if judge is not None:
-        errors = judge.wrong_at(batch.scores[judge.detector]).tolist()
+    errors = batch.scores[error_of].tolist() if error_of else [math.nan] * batch.rows
     segments = (
         [batch.segments[place] for place in batch.segment.tolist()]
         if len(batch.segment)
@@ -56,13 +57,21 @@ def predictions(
     ]
 
 
-def tell(labelling: Labelling, store: Store, metrics: Metrics, newest: int) -> None:
+def tell(
+    labelling: Labelling,
+    store: Store,
+    metrics: Metrics,
+    newest: int,
+    judge: Calibration | None = None,
+) -> None:
     """What the labels that were joined come to; too few tell nothing but their number.
 
     Args:
         labelling: over which span.
         store, metrics: from where to where.
         newest: start of the newest window, from which the span goes back.
+        judge: where labels have set the estimate right, how; what is told of how far it is off is
+            told of the estimate so set right.
     """
     since = max(newest - round(labelling.over_seconds * _SECOND), 0)
     found = store.measured(since, 2**63 - 1)
@@ -73,7 +82,12 @@ def tell(labelling: Labelling, store: Store, metrics: Metrics, newest: int) -> N
         metrics.put("oodmon_labelled_samples", one.labelled, **model)
         if one.labelled < labelling.least_labels:
             continue
-        told = (one.accuracy, one.low, one.high, one.shift, one.corrected)
+        shift = one.shift
+        if judge is not None and not math.isnan(shift):
+            judged = store.judged(one.model, one.version, since)
+            errors = judge.wrong_at(np.array([error for error, _ in judged]))
+            shift = float(errors.mean()) - sum(wrong for _, wrong in judged) / len(judged)
+        told = (one.accuracy, one.low, one.high, shift, one.corrected)
         for name, value in zip(_GAUGES[1:], told, strict=True):
             if not math.isnan(value):
                 metrics.put(name, value, **model)

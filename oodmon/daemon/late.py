@@ -81,7 +81,10 @@ class Late:
             self._store.join_labels(newest)
         else:
             self._judge(parts, parts.truth, newest)
-        tell(parts.labelling, self._store, self._metrics, newest)
+        judge = next(
+            (one for one in parts.pipeline.calibrations.values() if one.is_set_right), None
+        )
+        tell(parts.labelling, self._store, self._metrics, newest, judge)
 
     def _judge(self, parts: Parts, truth: Truth, newest: int) -> None:
         made: list[Fact] = []

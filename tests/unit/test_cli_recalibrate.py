@@ -13,12 +13,13 @@ from oodmon.calibration import EXPECTED_ERROR, Calibration
 from oodmon.cli import main
 from oodmon.config import build
 from oodmon.config.parse import load
-from oodmon.daemon.labels import predictions
+from oodmon.daemon.labels import predictions, tell
+from oodmon.daemon.metrics import Metrics
 from oodmon.labelling import Labelling
 from oodmon.pipeline import Pipeline
 from oodmon.records import Fact, Notice, ScoreBatch, Window
 from oodmon.store.labels import Prediction
-from tests.streams import EPOCH, SECOND, alerts, batch
+from tests.streams import EPOCH, alerts, batch
 
 TEXT = """\
 model: {name: m}
@@ -67,14 +68,13 @@ def _serve(config: Path, first: int, last: int) -> list[Fact]:
     pipeline = build.pipeline(checked)
     if (snapshot := store.load()) is not None:
         pipeline.thaw(snapshot.state)
-    judge = pipeline.calibrations["error"]
     facts: list[Fact] = []
     kept: list[Prediction] = []
     labels: dict[str, int] = {}
     for at in range(first, last):
         one = _batch(at)
         facts += pipeline.step(one)
-        kept += predictions(Labelling(), one, judge)
+        kept += predictions(Labelling(), one, "error")
         labels |= {f"{at}/{row}": int(wrong) for row, wrong in enumerate(_wrong(at))}
     store.append(facts, state=pipeline.freeze(), positions={}, predictions=kept)
     store.add_labels(labels)
@@ -103,6 +103,10 @@ def _recalibrate(config: Path, *arguments: str) -> Result:
     return CliRunner().invoke(main, ["recalibrate", str(config), *arguments])
 
 
+def _told(metrics: Metrics, name: str) -> float:
+    return metrics.value(name, model="m", model_version="1")
+
+
 def _estimated(facts: list[Fact]) -> float:
     found = [fact.histogram("error") for fact in facts if isinstance(fact, Window)]
     return 1.0 - sum(one.errors for one in found) / 1e6 / sum(one.judged for one in found)
@@ -125,17 +129,23 @@ def test_the_estimate_follows_the_labels_from_then_on(config: Path) -> None:
     assert "by 4000 labels the model is right in" in told
     # What it is compared with was judged in the same way: nothing has changed.
     assert alerts([*before, *after]) == []
-    # A second time it goes on from there, by samples that were judged so.
+    # A second time it goes by all labels: what was kept is what the detector said.
     again = _recalibrate(config, "--yes")
     assert again.exit_code == 0, again.output
-    assert "by 3600 labels" in again.output
+    assert "by 7600 labels" in again.output
     made = Calibration.load(_file(config))
-    assert (made.slope, made.offset) == pytest.approx((SLOPE, OFFSET), abs=0.25)
-    store = build.store(load(config, "daemon"))
+    assert (made.slope, made.offset) == pytest.approx((SLOPE, OFFSET), abs=0.1)
+    # How far off it is is told of the estimate as it is now.
+    store, metrics = build.store(load(config, "daemon")), Metrics()
     store.open()
-    (found,) = store.measured(EPOCH + 201 * SECOND, 2**62)
+    tell(Labelling(), store, metrics, store.newest_ns(), made)
+    assert abs(_told(metrics, "oodmon_estimate_shift_ratio")) < 0.01
+    tell(Labelling(), store, metrics, store.newest_ns())
+    assert _told(metrics, "oodmon_estimate_shift_ratio") < -0.1
+    assert _told(metrics, "oodmon_corrected_accuracy_ratio") == pytest.approx(
+        _told(metrics, "oodmon_accuracy_ratio"), abs=0.01
+    )
     store.close()
-    assert abs(found.shift) < 0.03
 
     assert _recalibrate(config, "--undo", "--yes").exit_code == 0
     back = Calibration.load(_file(config))

@@ -55,13 +55,11 @@ def test_noughts_and_ones_become_the_two_rates() -> None:
 def test_a_calibration_keeps_it_and_ranks_are_not_touched(tmp_path: object) -> None:
     scores = np.linspace(0.01, 0.6, 200)
     plain = Calibration.from_scores("e", "d", scores, measures=EXPECTED_ERROR)
-    right = Calibration(
-        "e", "d", plain.scores, measures=EXPECTED_ERROR, slope=0.5, offset=1.0, set_right_at=7
-    )
+    right = Calibration("e", "d", plain.scores, measures=EXPECTED_ERROR, slope=0.5, offset=1.0)
     path = f"{tmp_path}/e.safetensors"
     right.save(path)
     loaded = Calibration.load(path)
-    assert (loaded.slope, loaded.offset, loaded.set_right_at) == (0.5, 1.0, 7)
+    assert (loaded.slope, loaded.offset) == (0.5, 1.0)
     assert loaded.fingerprint == right.fingerprint != plain.fingerprint
     known, before = right.reference().histogram("e"), plain.reference().histogram("e")
     np.testing.assert_array_equal(known.counts, before.counts)

@@ -188,19 +188,13 @@ def test_what_is_kept_of_a_batch() -> None:
         segment=np.array([1, 0, 1], np.int32),
         segments=("x", "y"),
     )
-    judge = calibration()
-    assert predictions(Labelling(), one, judge)[0] == Prediction("a", "m", "1", "y", EPOCH, 4, 0.25)
-    assert [kept.segment for kept in predictions(Labelling(), one, judge)] == ["y", "x", "y"]
-    assert math.isnan(predictions(Labelling(), one, None)[0].expected_error)
-    assert not predictions(Labelling(), replace(one, repeats=True), judge)
-    assert not predictions(Labelling(), batch([0.1]), judge)
-    # As labels set the estimate right, not as the detector said.
-    right = replace(judge, slope=2.0, offset=1.0)
-    assert [kept.expected_error for kept in predictions(Labelling(), one, right)] == (
-        pytest.approx([1 / (1 + 9 / math.e), 1 / (1 + 1 / math.e), 1 / (1 + 1 / 9 / math.e)])
-    )
+    assert predictions(Labelling(), one, "msp")[0] == Prediction("a", "m", "1", "y", EPOCH, 4, 0.25)
+    assert [kept.segment for kept in predictions(Labelling(), one, "msp")] == ["y", "x", "y"]
+    assert math.isnan(predictions(Labelling(), one, "")[0].expected_error)
+    assert not predictions(Labelling(), replace(one, repeats=True), "msp")
+    assert not predictions(Labelling(), batch([0.1]), "msp")
     unnamed = batch([0.1, 0.2], predicted=np.zeros(2, np.int32))
-    assert [kept.sample_id for kept in predictions(Labelling(), unnamed, None)] == [
+    assert [kept.sample_id for kept in predictions(Labelling(), unnamed, "")] == [
         "agent/0/0",
         "agent/0/1",
     ]
