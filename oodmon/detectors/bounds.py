@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from oodmon.contracts import Reference
+from oodmon.detectors.logits import predicted, two_sided
 from oodmon.errors import ContractError
 
-__all__ = ["HeldOut", "MinMax", "Quantiles"]
+__all__ = ["HeldOut", "MinMax", "Quantiles", "class_counts"]
 
 
 class MinMax:
@@ -140,3 +142,12 @@ class HeldOut:
             if self._rows is not None:
                 yield self._rows[start : start + len(label)], label, sure
             start += len(label)
+
+
+def class_counts(reference: Reference) -> list[int]:
+    """Rows per predicted class."""
+    counts: Tensor | None = None
+    for acts in reference:
+        found = predicted(acts).bincount(minlength=two_sided(acts).shape[1])
+        counts = found if counts is None else counts + found
+    return [] if counts is None else [int(count) for count in counts]

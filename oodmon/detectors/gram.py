@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Reference, Stability, State
-from oodmon.detectors.bounds import HeldOut, MinMax, Quantiles
+from oodmon.detectors.bounds import HeldOut, MinMax, Quantiles, class_counts
 from oodmon.detectors.logits import confidence, predicted, two_sided
 from oodmon.errors import ContractError, StateError
 from oodmon.records import Activations
@@ -44,6 +44,9 @@ _HEADROOM_BITS: Final = 126
 
 _EXPONENT_LIMIT: Final = 100
 """Rows smaller than 2^-100 count as if they were that large."""
+
+Pieces = Sequence[tuple[int, float]]
+"""Per layer the width of its statistics and a factor."""
 
 
 @detectors.register("gram")
@@ -127,14 +130,16 @@ class Gram(Detector):
         bounds: MinMax | Quantiles = (
             MinMax()
             if self.bounds == "minmax"
-            else Quantiles(self.quantile, _class_counts(reference))
+            else Quantiles(self.quantile, class_counts(reference))
         )
         units: list[float] = []
+        sizes = [0.0] * len(self.layers)
         widths: list[int] = []
         held = HeldOut(_HELD_OUT_BYTES)
         for acts in reference:
-            if not units:
-                units = [_unit(acts.layer(name)) for name in self.layers]
+            here = [_size(acts.layer(name)) for name in self.layers]
+            sizes = list(map(max, sizes, here))
+            units = units or list(map(_unit, here))
             parts = [
                 self._statistics(acts.layer(name), unit).flatten(1)
                 for name, unit in zip(self.layers, units, strict=True)
@@ -152,10 +157,14 @@ class Gram(Detector):
             taken = usable & ~aside
             bounds.add(values[taken], label[taken], two_sided(acts).shape[1])
         lower, upper = bounds.result()
-        lows, highs = self._split(lower, widths), self._split(upper, widths)
+        # in units of the largest of all, so that the size of the batches does not matter
+        final = list(map(_unit, sizes))
+        factors = [(before / after) ** 2 for before, after in zip(units, final, strict=True)]
+        pieces = list(zip(widths, factors, strict=True))
+        lows, highs = self._split(lower, pieces), self._split(upper, pieces)
         state = {
-            "unit": torch.tensor(units, dtype=torch.float32, device=lower.device),
-            "weight": self._weights(held, widths, lows, highs),
+            "unit": torch.tensor(final, dtype=torch.float32, device=lower.device),
+            "weight": self._weights(held, pieces, lows, highs),
         }
         for name, low, high in zip(self.layers, lows, highs, strict=True):
             state[f"{name}.lower"], state[f"{name}.upper"] = low, high
@@ -207,18 +216,18 @@ class Gram(Detector):
             total = total / confidence(acts)
         return total.clamp(max=torch.finfo(total.dtype).max)
 
-    def _split(self, values: Tensor, widths: Sequence[int]) -> list[Tensor]:
-        """(R, sum of widths) → per layer (R, P, N)."""
-        powers = len(self.powers)
+    def _split(self, values: Tensor, pieces: Pieces) -> list[Tensor]:
+        """(R, sum of widths) → per layer (R, P, N), times its factor."""
+        parts, powers = torch.split(values, [width for width, _ in pieces], dim=1), len(self.powers)
         return [
-            part.reshape(len(part), powers, width // powers)
-            for part, width in zip(torch.split(values, list(widths), dim=1), widths, strict=True)
+            part.reshape(len(part), powers, width // powers) * factor
+            for part, (width, factor) in zip(parts, pieces, strict=True)
         ]
 
     def _weights(
         self,
         held: HeldOut,
-        widths: Sequence[int],
+        pieces: Pieces,
         lows: Sequence[Tensor],
         highs: Sequence[Tensor],
     ) -> Tensor:
@@ -226,9 +235,9 @@ class Gram(Detector):
 
         Batch by batch: side by side the held-out statistics would take their memory twice.
         """
-        found: list[list[Tensor]] = [[] for _ in widths]
+        found: list[list[Tensor]] = [[] for _ in pieces]
         for values, label, sure in held.batches():
-            parts = self._split(values, widths)
+            parts = self._split(values, pieces)
             for column, part, low, high in zip(found, parts, lows, highs, strict=True):
                 deviation = _deviation(part, low[label], high[label])
                 column.append(deviation / sure if self.divide_by_confidence else deviation)
@@ -327,21 +336,16 @@ def _deviation(values: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
     return below.add_(above).flatten(1).sum(dim=1)
 
 
-def _unit(layer: Tensor) -> float:
-    """The power of two above the layer's largest finite magnitude; 1 for a layer of zeros."""
+def _size(layer: Tensor) -> float:
+    """The layer's largest finite magnitude; 0 where there is none."""
     size = layer.detach().abs().float()
-    largest = float(torch.where(size.isfinite(), size, 0.0).max()) if size.numel() else 0.0
-    exponent = math.frexp(largest)[1] if largest > 0.0 else 0
+    return float(torch.where(size.isfinite(), size, 0.0).max()) if size.numel() else 0.0
+
+
+def _unit(size: float) -> float:
+    """The power of two above a magnitude; 1 above 0."""
+    exponent = math.frexp(size)[1] if size > 0.0 else 0
     return float(2.0 ** max(-_EXPONENT_LIMIT, min(_EXPONENT_LIMIT, exponent)))
-
-
-def _class_counts(reference: Reference) -> list[int]:
-    """Rows per predicted class."""
-    counts: Tensor | None = None
-    for acts in reference:
-        found = predicted(acts).bincount(minlength=two_sided(acts).shape[1])
-        counts = found if counts is None else counts + found
-    return [] if counts is None else [int(count) for count in counts]
 
 
 def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

@@ -96,6 +96,26 @@ def test_one_corrupt_sample_does_not_widen_quantiles() -> None:
         assert float(upper.max()) < 200.0
 
 
+@pytest.mark.parametrize("bounds", ["minmax", "quantile"])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_the_size_of_the_reference_batches_does_not_matter(size: int, bounds: str) -> None:
+    """Halves learnt after one another are the whole, also where the largest value comes late."""
+    draw = torch.Generator().manual_seed(4)
+    maps = torch.rand((300, 3, 4, 4), generator=draw)
+    maps[200:] *= 37.0
+    logits = torch.randn((300, 4), generator=draw)
+
+    def learnt(batch: int) -> Scorer:
+        given = Reference.from_arrays({"a": maps}, logits, batch_size=batch)
+        return Scorer.learn(Gram(layers=("a",), bounds=bounds), given)  # type: ignore[arg-type]
+
+    whole, parts = learnt(300), learnt(size)
+    assert float(whole.state["unit"]) == 64.0
+    for name, tensor in whole.state.items():
+        # products of other shapes differ in their last digits
+        torch.testing.assert_close(parts.state[name], tensor, rtol=1e-5, atol=1e-7, msg=name)
+
+
 def test_a_class_never_predicted_takes_the_whole_range() -> None:
     acts = data()
     assert acts.logits is not None
