@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -77,14 +78,16 @@ def _cited(row: Row) -> str:
 
 
 def _file(row: Row) -> str:
-    return f"{row['module'].replace('.', '/')}.py"
+    module = str(row["module"])
+    package = hasattr(sys.modules.get(module), "__path__")
+    return module.replace(".", "/") + ("/__init__.py" if package else ".py")
 
 
 def _cell(row: Row, column: str) -> str:
     if column == "name":
         return f"[`{row['name']}`](#{row['name']})"
     if column == "module":
-        return f"`{row['module'].rpartition('.')[2]}.py`"
+        return f"`{_file(row).removesuffix('/__init__.py').rpartition('/')[2]}`"
     if column == "paper" and row.get("paper"):
         return _escaped(_short(row["paper"]))
     return _escaped(str(row.get(column) or ""))

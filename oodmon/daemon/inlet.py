@@ -33,8 +33,8 @@ from oodmon.daemon.listening import Listener
 from oodmon.daemon.metrics import Metrics
 from oodmon.daemon.porter import Porter
 from oodmon.errors import ConfigError, RetryLater, WireError
-from oodmon.feeds.append import sync_folder
 from oodmon.feeds.spool import Spool
+from oodmon.feeds.spool.append import sync_folder
 from oodmon.records import ScoreBatch
 
 __all__ = ["Inlet"]

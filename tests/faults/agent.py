@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from oodmon.contracts import Writer
-from oodmon.feeds.append import SpoolWriter
 from oodmon.feeds.kafka import Kafka, KafkaWriter
-from oodmon.feeds.segments import frame_of
 from oodmon.feeds.spool import Spool
+from oodmon.feeds.spool.append import SpoolWriter
+from oodmon.feeds.spool.segments import frame_of
 from oodmon.records import ScoreBatch
 from oodmon.wire import encode_batch
 from tests.streams import EPOCH, SECOND, batch

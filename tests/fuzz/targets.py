@@ -24,9 +24,9 @@ from oodmon.config.parse import loads
 from oodmon.daemon.bodies import labels_of, outputs_of, scores_of
 from oodmon.daemon.porter import _handler
 from oodmon.errors import OodmonError
-from oodmon.feeds.lanes import Lane, Spoilt
-from oodmon.feeds.partition import Partition
-from oodmon.feeds.segments import SEGMENT_HEADER, Damage, frame_of
+from oodmon.feeds.kafka.lanes import Lane, Spoilt
+from oodmon.feeds.spool.partition import Partition
+from oodmon.feeds.spool.segments import SEGMENT_HEADER, Damage, frame_of
 from oodmon.records import ScoreBatch
 from oodmon.registry import kinds
 from oodmon.secret import Secret

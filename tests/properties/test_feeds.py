@@ -11,8 +11,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oodmon.feeds.segments import SEGMENT_HEADER, frame_of, segment_path
 from oodmon.feeds.spool import Spool
+from oodmon.feeds.spool.segments import SEGMENT_HEADER, frame_of, segment_path
 from oodmon.wire import encode_batch
 from tests.unit.spool_process import batch
 

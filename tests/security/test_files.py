@@ -16,8 +16,8 @@ from oodmon.calibration import Calibration
 from oodmon.config.parse import loads
 from oodmon.detectors import Scorer
 from oodmon.errors import ConfigError, FeedError, OodmonError, StateError, WireError
-from oodmon.feeds.segments import SEGMENT_HEADER
 from oodmon.feeds.spool import Spool
+from oodmon.feeds.spool.segments import SEGMENT_HEADER
 from oodmon.registry import detectors
 from oodmon.store.events import Store
 from oodmon.wire import decode_batch, unpack

@@ -15,7 +15,7 @@ import pytest
 from oodmon.contracts import Delivery
 from oodmon.errors import ContractError, FeedError
 from oodmon.feeds.kafka import Kafka
-from oodmon.feeds.publish import NUMBER, WRITER
+from oodmon.feeds.kafka.publish import NUMBER, WRITER
 from oodmon.records import ScoreBatch
 from oodmon.secret import Secret
 from oodmon.wire import encode_batch

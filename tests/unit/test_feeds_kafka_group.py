@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from oodmon.contracts import Delivery
-from oodmon.feeds import topic as topic_module
 from oodmon.feeds.kafka import Kafka, KafkaReader
+from oodmon.feeds.kafka import topic as topic_module
 from oodmon.records import ScoreBatch
 from oodmon.store.events import Store
 from tests.faults.writers import make_topic

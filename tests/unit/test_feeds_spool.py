@@ -18,14 +18,14 @@ import pytest
 
 from oodmon.contracts import Delivery
 from oodmon.errors import ContractError, FeedError
-from oodmon.feeds.segments import (
+from oodmon.feeds.spool import Spool, SpoolReader
+from oodmon.feeds.spool.segments import (
     FRAME_HEAD_BYTES,
     SEGMENT_HEADER_BYTES,
     frame_of,
     segment_numbers,
     segment_path,
 )
-from oodmon.feeds.spool import Spool, SpoolReader
 from oodmon.wire import encode_batch
 from tests.unit.spool_process import batch
 from tests.waiting import PATIENCE_SECONDS
@@ -340,7 +340,7 @@ def test_a_cleared_spool_is_begun_anew(path: str, monkeypatch: pytest.MonkeyPatc
     for file in writer.folder.iterdir():
         file.unlink()
     writer.folder.rmdir()
-    monkeypatch.setattr("oodmon.feeds.append._COUNT_SECONDS", 0.0)
+    monkeypatch.setattr("oodmon.feeds.spool.append._COUNT_SECONDS", 0.0)
     assert writer.put(batch("agent", 1))
     reader = Spool(path).reader()
     assert sequences(reader.poll(5, 1)) == [1]

@@ -11,7 +11,7 @@ from typing import Final
 
 from oodmon.contracts import Writer
 from oodmon.errors import FeedError, WireError
-from oodmon.feeds.segments import (
+from oodmon.feeds.spool.segments import (
     FRAME_HEAD_BYTES,
     SEGMENT_HEADER,
     SEGMENT_HEADER_BYTES,

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from oodmon.errors import FeedError, NewerSchema, WireError
-from oodmon.feeds.publish import NUMBER, WRITER
+from oodmon.feeds.kafka.publish import NUMBER, WRITER
 from oodmon.records import ScoreBatch
 from oodmon.wire import decode_batch
 

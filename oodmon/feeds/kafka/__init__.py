@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Final
 from oodmon.brokers import Access, choice, reader_problem
 from oodmon.contracts import Feed, Stability
 from oodmon.errors import ContractError
-from oodmon.feeds.publish import KafkaWriter
-from oodmon.feeds.topic import KafkaReader
+from oodmon.feeds.kafka.publish import KafkaWriter
+from oodmon.feeds.kafka.topic import KafkaReader
 from oodmon.registry import feeds
 
 __all__ = ["Kafka", "KafkaReader", "KafkaWriter"]

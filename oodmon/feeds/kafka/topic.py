@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from oodmon.brokers import consumer, reading
 from oodmon.contracts import Delivery, Reader
 from oodmon.errors import FeedError
-from oodmon.feeds.lanes import Lane, Place, Spoilt, named
+from oodmon.feeds.kafka.lanes import Lane, Place, Spoilt, named
 
 if TYPE_CHECKING:
     from kafka import KafkaConsumer  # type: ignore[import-untyped]

@@ -1,8 +1,8 @@
 """A feed of files in a folder: survives the end of either side, in whatever way it comes.
 
 What `put` accepted is with the operating system when it returns, so the death of the agent loses
-nothing; a power loss may cost what was written since the last fsync. `feeds.segments` says how it
-looks on disk.
+nothing; a power loss may cost what was written since the last fsync. `segments` says how it looks
+on disk.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, ClassVar, Final
 
 from oodmon.contracts import Delivery, Feed, Reader, Stability
 from oodmon.errors import ContractError, FeedError
-from oodmon.feeds.append import SpoolWriter
-from oodmon.feeds.partition import Partition
-from oodmon.feeds.segments import (
+from oodmon.feeds.spool.append import SpoolWriter
+from oodmon.feeds.spool.partition import Partition
+from oodmon.feeds.spool.segments import (
     Damage,
     Position,
     claim_reader,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from oodmon.errors import FeedError, NewerSchema, WireError
-from oodmon.feeds.segments import (
+from oodmon.feeds.spool.segments import (
     FRAME_HEAD_BYTES,
     SEGMENT_HEADER_BYTES,
     Damage,
