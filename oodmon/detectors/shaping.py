@@ -247,6 +247,9 @@ class SCALE(_Pruning):
 
     Nothing is pruned: the largest only decide the factor, which is applied after the mean over
     places. The factor of a sample of nothing but zeros is one.
+    Trap: the paper's large activations are those of a map. Where the head takes a map's mean, name
+    the layer of that map (such as `layer: stage3`): on a ResNet-20 CIFAR-100 is told by 0.86 of
+    AUROC from the map, and by 0.74 from its mean.
     """
 
     pruned: float = 0.85
@@ -290,7 +293,8 @@ class ASH(_Pruning):
     not depend on the order of the units; libraries keep whichever of them comes first.
     Trap: far worse than chance on models without a ReLU before the head (transformers), and where
     novel samples have larger features than known ones, as on small networks that were trained
-    briefly (AUROC 0.37 on FashionMNIST against MNIST).
+    briefly (AUROC 0.37 on FashionMNIST against MNIST). And as for `scale`, where the head takes a
+    map's mean name the layer of the map: 0.85 from the map, 0.43 from its mean.
     """
 
     kind: Literal["s", "p", "b"] = "s"
