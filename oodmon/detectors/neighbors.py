@@ -1,8 +1,7 @@
 """Nearest stored reference features: how far the k-th is (knn), how alike several are (nnguide).
 
-The search is exact: one product with the bank, and the k best without sorting them. The bank is
-taken in chunks, so that memory does not grow with it, and it is bounded itself: a seeded uniform
-sample of the reference, or a coreset of that.
+The search (`nearest`) is exact: one product with the bank, and the k best without sorting them. The
+bank is bounded: a seeded uniform sample of the reference, or a coreset of that.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from oodmon.detectors.cellindex import available, learn_cells, search
 from oodmon.detectors.coresets import coreset
 from oodmon.detectors.features import choose, features, reads_of, unit, width_of
 from oodmon.detectors.logits import log_partition
+from oodmon.detectors.nearest import best, distance, half_squares
 from oodmon.detectors.reference import gather
 from oodmon.detectors.states import expect
 from oodmon.errors import ContractError
@@ -27,12 +27,6 @@ from oodmon.records import Activations
 from oodmon.registry import detectors
 
 __all__ = ["KNN", "NNGuide", "coreset"]
-
-_LIKENESSES: Final = 1 << 22
-"""Likenesses held at once: 16 MB of float32, whatever the batch and the bank."""
-
-_ROWS: Final = 1024
-"""Samples compared with the bank at once."""
 
 _PAPERS: Final = 50
 """Which neighbour counts in a large bank (the paper's, for CIFAR-10)."""
@@ -51,40 +45,6 @@ _HELD_OUT_ROWS: Final = 1000
 
 _TAIL: Final = 0.05
 """Recall is over this share of the held-out rows, those that the whole bank scores highest."""
-
-
-def _best(rows: Tensor, bank: Tensor, half: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest x·b - half_b of each row, in no order, and their places in the bank, (B, k)."""
-    if len(rows) > _ROWS:
-        parts = [_best(part, bank, half, k) for part in torch.split(rows, _ROWS)]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-    step = max(k, _LIKENESSES // max(1, len(rows)))
-    best: tuple[Tensor, Tensor] | None = None
-    for start in range(0, len(bank), step):
-        part = bank[start : start + step]
-        if half is None:
-            alike = rows @ part.T
-        else:
-            alike = torch.addmm(half[start : start + step], rows, part.T, beta=-1.0)
-        value, place = alike.topk(min(k, len(part)), dim=1, sorted=False)
-        place = place + start
-        if best is not None:
-            value = torch.cat([best[0], value], dim=1)
-            place = torch.cat([best[1], place], dim=1)
-            value, chosen = value.topk(k, dim=1, sorted=False)
-            place = place.gather(1, chosen)
-        best = value, place
-    if best is None:
-        raise ContractError("the bank is empty")
-    return best
-
-
-def _distance(rows: Tensor, bank: Tensor, half: Tensor, k: int) -> Tensor:
-    """To the k-th nearest of the bank, (B,): found by products, then measured as a difference."""
-    value, place = _best(rows, bank, half, k)
-    last = place.gather(1, value.argmin(dim=1, keepdim=True)).squeeze(1)
-    found: Tensor = torch.linalg.vector_norm(rows - bank[last], dim=1)
-    return found.clamp_(max=torch.finfo(found.dtype).max)
 
 
 @detectors.register("knn")
@@ -195,7 +155,7 @@ class KNN(Detector):
             with torch.inference_mode(mode=False), torch.no_grad():
                 bank, recall = self._thinned(bank, reference)
         bank = bank.contiguous()
-        state = {"bank": bank, "half": _half(bank)}
+        state = {"bank": bank, "half": half_squares(bank)}
         if self.index == "faiss":
             reference.progress(0.5, f"knn: cells of {len(bank)} rows")
             state["cells"] = learn_cells(bank.cpu(), _INDEX).to(bank.device)
@@ -215,7 +175,7 @@ class KNN(Detector):
         k = self._neighbour(len(bank))
         if self.index == "faiss" and bank.device.type == "cpu":
             return self._by_cells(rows, state, k)
-        return _distance(rows, bank, state["half"], k)
+        return distance(rows, bank, state["half"], k)
 
     def _by_cells(self, rows: Tensor, state: State, k: int) -> Tensor:
         """To the k-th nearest in the cells that are searched, else in the whole bank."""
@@ -225,7 +185,7 @@ class KNN(Detector):
         found.clamp_(max=torch.finfo(found.dtype).max)
         missed = last < 0
         if bool(missed.any()):
-            found[missed] = _distance(rows[missed], bank, state["half"], k)
+            found[missed] = distance(rows[missed], bank, state["half"], k)
         return found
 
     def _found(self, state: State) -> float:
@@ -233,7 +193,7 @@ class KNN(Detector):
         bank, half = state["bank"].cpu(), state["half"].cpu()
         rows = bank[:: max(1, len(bank) // _HELD_OUT_ROWS)]
         k = self._neighbour(len(bank))
-        exact = _best(rows, bank, half, k)[1]
+        exact = best(rows, bank, half, k)[1]
         found = search(rows, bank, state["cells"].cpu(), k, self.probes, _INDEX)
         return float((found[:, :, None] == exact[:, None, :]).any(dim=2).double().mean())
 
@@ -256,16 +216,14 @@ class KNN(Detector):
         if not tail or len(few) < self.k or len(rest) < self.k:
             return few, 0.0
         exact = (
-            _distance(aside, rest, _half(rest), self._neighbour(len(rest), whole=True))
+            distance(aside, rest, half_squares(rest), self._neighbour(len(rest), whole=True))
             .topk(tail)
             .indices
         )
-        found = _distance(aside, few, _half(few), self._neighbour(len(few))).topk(tail).indices
+        found = (
+            distance(aside, few, half_squares(few), self._neighbour(len(few))).topk(tail).indices
+        )
         return few, float(torch.isin(found, exact).double().mean())
-
-
-def _half(bank: Tensor) -> Tensor:
-    return bank.square().sum(dim=1) / 2.0
 
 
 @detectors.register("nnguide")
@@ -339,7 +297,7 @@ class NNGuide(Detector):
         """Minus guidance times log-sum-exp."""
         bank = state["bank"]
         rows = width_of(self, self.layer, unit(acts, self.layer), bank.shape[1])
-        guidance = _best(rows, bank, None, min(self.k, len(bank)))[0].mean(dim=1)
+        guidance = best(rows, bank, None, min(self.k, len(bank)))[0].mean(dim=1)
         return -(guidance * log_partition(acts).float())
 
     def _guides(self, acts: Activations) -> Tensor:

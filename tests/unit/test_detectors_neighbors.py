@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from oodmon.detectors import Reference, Scorer, cellindex, neighbors
+from oodmon.detectors import Reference, Scorer, cellindex, nearest
 from oodmon.detectors.coresets import coreset
 from oodmon.errors import ContractError, StateError
 from oodmon.evaluate import auroc
@@ -63,10 +63,36 @@ def test_chunks_of_bank_and_batch_change_nothing(monkeypatch: pytest.MonkeyPatch
     rows, fresh = blobs(500, WIDTH)[0], blobs(60, WIDTH, seed=1)[0]
     whole = [learnt(name, rows, k=4) for name in ("knn", "nnguide")]
     expected = [scores(scorer, fresh) for scorer in whole]
-    monkeypatch.setattr(neighbors, "_ROWS", 25)
-    monkeypatch.setattr(neighbors, "_LIKENESSES", 25 * 33)
+    monkeypatch.setattr(nearest, "_ROWS", 25)
+    monkeypatch.setattr(nearest, "_LIKENESSES", 25 * 33)
     for scorer, column in zip(whole, expected, strict=True):
         torch.testing.assert_close(scores(scorer, fresh), column)
+
+
+@pytest.mark.parametrize("size", [1, 64, 300, 1024, 1337])
+@pytest.mark.parametrize("k", [1, 3, 50])
+def test_the_best_by_blocks_are_the_best(size: int, k: int) -> None:
+    draw = torch.Generator().manual_seed(size)
+    bank = torch.randn((size, 3), generator=draw).mul_(4.0).round_()  # many ties
+    rows = torch.randn((20, 3), generator=draw)
+    half = nearest.half_squares(bank)
+    for taken in (None, half):
+        alike = rows @ bank.T - (0.0 if taken is None else taken)
+        value, place = nearest.best(rows, bank, taken, min(k, size))
+        expected = alike.sort(dim=1, descending=True).values[:, :k]
+        torch.testing.assert_close(value.sort(dim=1, descending=True).values, expected)
+        torch.testing.assert_close(alike.gather(1, place), value)
+        assert all(len(set(row)) == len(row) for row in place.tolist()), "a place taken twice"
+
+
+def test_a_row_that_is_not_finite_spoils_no_search_but_its_own() -> None:
+    bank, rows = blobs(1000, WIDTH)[0], blobs(6, WIDTH, seed=1)[0]
+    expected = nearest.best(rows, bank, None, 3)[0]
+    rows[2, 5] = torch.nan
+    found = nearest.best(rows, bank, None, 3)[0]
+    assert found[2].isnan().all()
+    keep = torch.tensor([0, 1, 3, 4, 5])
+    torch.testing.assert_close(found[keep], expected[keep])
 
 
 def test_the_bank_is_bounded_by_a_uniform_sample() -> None:
