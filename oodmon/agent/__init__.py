@@ -1,9 +1,8 @@
 """Beside the model: tap → scorers → feed; bounded, and nothing of it ever raises into the model.
 
-A package rather than one file, because each of its parts is a subject of its own: `gate` (in the
-serving threads), `passes` (between the threads), `scoring` and `outlet` (in the scoring thread),
-`shadow` (detectors that need
-further passes), `lanes` (CPU and CUDA), `sampling` (the overhead budget), `breaker`, `request`.
+Its parts: `gate` (in the serving threads), `passes` (between the threads), `scoring` and `outlet`
+(in the scoring thread), `shadow` (detectors that need further passes), `lanes` (CPU and CUDA),
+`sampling` (the overhead budget), `breaker`, `request`.
 """
 
 from __future__ import annotations
@@ -267,7 +266,13 @@ class Agent:
         queue = Passes(limits.queue_passes, limits.queue_bytes, limits.batch_rows)
         stamp = (*self._model, source)
         scoring = Scoring(
-            *(queue, self._beside, open_writer, stamp, self._sampler, limits, self._clock),
+            queue,
+            self._beside,
+            open_writer,
+            stamp,
+            self._sampler,
+            limits,
+            self._clock,
             weights=self._weights,
         )
         return Room(source, queue, scoring, shadow)

@@ -87,9 +87,8 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in (
-            *("queue_passes", "queue_bytes", "batch_rows", "failures"),
-            *("shadow_passes", "shadow_rows"),
-        ):
+            "queue_passes", "queue_bytes", "batch_rows", "failures", "shadow_passes", "shadow_rows",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ContractError(f"limits.{name}: {getattr(self, name)} is not positive")
         if self.linger_seconds < 0 or self.retry_seconds < 0 or not 0 <= self.nice <= _MOST_NICE:

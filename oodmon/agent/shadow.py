@@ -64,7 +64,13 @@ class Shadow(Scoring):
         nice = _NICE if limits.nice else 0
         modest = dataclasses.replace(limits, batch_rows=limits.shadow_rows, nice=nice)
         super().__init__(
-            *(queue, scorers, open_writer, stamp, sampler, modest, clock),
+            queue,
+            scorers,
+            open_writer,
+            stamp,
+            sampler,
+            modest,
+            clock,
             repeats=repeats,
             weights=weights,
         )

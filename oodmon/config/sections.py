@@ -116,9 +116,7 @@ class Sections:
         )
         if tap is None or found_detectors is None or states is None or feed is None:
             return None
-        return AgentSection(
-            *(tap, found_detectors, states, feed), check_weights=checked is not False
-        )
+        return AgentSection(tap, found_detectors, states, feed, checked is not False)
 
     def _tap(self, node: yaml.Node, path: str) -> TapSection | None:
         return self._extended(node, path, "taps", TapSection)

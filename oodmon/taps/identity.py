@@ -76,7 +76,9 @@ def identify(model: nn.Module | None) -> str:
         # Sharded, packed, lazy or meta tensors, or none of ours: then it is as if nobody said.
         log.info(
             "the weights of %s cannot be told from others: %s: %s",
-            *(type(model).__name__, type(error).__name__, error),
+            type(model).__name__,
+            type(error).__name__,
+            error,
         )
         return ""
 
