@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -211,6 +212,14 @@ def test_conform_reports_each_check(monkeypatch: pytest.MonkeyPatch) -> None:
     assert broken.exit_code == 1
     assert "FAIL sinks.log" in broken.stdout
     assert call("conform", "pipes.log").exit_code == 2
+
+
+def test_what_a_check_provokes_is_not_shown_as_a_failure() -> None:
+    """In a process of its own: here pytest takes the log."""
+    command = [sys.executable, "-m", "oodmon", "conform", "--quiet", "taps.hooks"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert shown.stderr == ""
+    assert re.fullmatch(r"(\d+) of \1 checks passed\n", shown.stdout)
 
 
 def test_grafana_push_needs_to_know_where(tmp_path: Path) -> None:
