@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +23,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from oodmon.errors import StateError
 from oodmon.records import BIN_EDGES, SAMPLE_SIZE, Histogram, Window
-from oodmon.trust import check_unshared
+from oodmon.trust import check_unshared, write_private
 
 __all__ = ["EXPECTED_ERROR", "NORMAL_SCORES", "Calibration", "covered", "expected_errors"]
 
@@ -280,14 +279,8 @@ class Calibration:
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, whole or not at all, readable by its owner only."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        # safetensors keeps the mode of a file that is there.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(partial, flags, 0o600))
-        save_file(
+        data = save(
             {name: np.array(getattr(self, name)) for name in _KINDS},
-            partial,
             {
                 "schema": _SCHEMA,
                 "detector": self.detector,
@@ -301,7 +294,7 @@ class Calibration:
                 "samples": json.dumps(len(self.scores)),
             },
         )
-        partial.replace(target)
+        write_private(path, data)
 
     @staticmethod
     def load(path: Path | str) -> Calibration:

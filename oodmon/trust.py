@@ -1,15 +1,16 @@
-"""Whether a file can be believed: nobody but its owner (and root) may have written it."""
+"""Files that can be believed: written whole, and by nobody but their owner (or root)."""
 
 from __future__ import annotations
 
 import os
 import stat
+import tempfile
 from pathlib import Path
 from typing import Final
 
 from oodmon.errors import StateError
 
-__all__ = ["check_unshared"]
+__all__ = ["check_unshared", "write_private"]
 
 _OTHERS_WRITE: Final = stat.S_IWGRP | stat.S_IWOTH
 
@@ -40,3 +41,19 @@ def check_unshared(path: str | os.PathLike[str]) -> None:
             f"{file}: expected owner {os.geteuid()} or root, found {found.st_uid}, who may forge "
             "what is learnt; chown it"
         )
+
+
+def write_private(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write a file, whole or not at all, readable by its owner only; it is on the disk then."""
+    target = Path(path)
+    # mkstemp makes the file with mode 0600; the rename keeps it.
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -25,7 +24,7 @@ from oodmon.detectors.reference import layer_names
 from oodmon.errors import ContractError, OodmonError, StateError
 from oodmon.records import Activations
 from oodmon.registry import detectors
-from oodmon.trust import check_unshared
+from oodmon.trust import check_unshared, write_private
 
 __all__ = ["SCHEMA", "Scorer", "made_for"]
 
@@ -150,7 +149,6 @@ class Scorer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, whole or not at all, readable by its owner only."""
-        target = Path(path)
         data = safetensors.torch.save(
             # copies, because safetensors refuses tensors that share memory
             {name: tensor.cpu().clone() for name, tensor in self._state.items()},
@@ -164,17 +162,7 @@ class Scorer:
                 "digest": self._digest,
             },
         )
-        # mkstemp makes the file with mode 0600; the rename keeps it
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_private(path, data)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Scorer:

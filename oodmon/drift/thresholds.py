@@ -26,6 +26,7 @@ from oodmon.drift.resampling import Held, resampled
 from oodmon.drift.tuned import Tunable, Tuned
 from oodmon.errors import StateError
 from oodmon.promises import Promise
+from oodmon.trust import write_private
 
 __all__ = ["Threshold", "tune", "tuned"]
 
@@ -73,10 +74,8 @@ class Threshold:
 
     def save(self, path: Path | str) -> None:
         """Write a JSON file, whole or not at all."""
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.partial")
-        partial.write_text(json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1))
-        partial.replace(target)
+        text = json.dumps({"schema": _SCHEMA, **asdict(self)}, indent=1)
+        write_private(path, text.encode())
 
     @staticmethod
     def load(path: Path | str) -> Threshold:
