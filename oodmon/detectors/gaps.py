@@ -32,6 +32,9 @@ class Answer(Protocol):
     def log_partition(self) -> Tensor:
         """log sum exp of the logits."""
 
+    def largest(self) -> Tensor:
+        """The largest logit."""
+
     def entropy(self) -> Tensor:
         """-sum p log p, >= 0."""
 
@@ -71,6 +74,10 @@ class Gaps:
     def log_partition(self) -> Tensor:
         """See `Answer`."""
         return functional.softplus(self._odds).add_(self._top.squeeze(1))
+
+    def largest(self) -> Tensor:
+        """See `Answer`."""
+        return self._top.squeeze(1).clone()
 
     def entropy(self) -> Tensor:
         """log(1 + odds) - (1 - p) (mean gap of the others), so that nothing cancels."""

@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Literal
 from torch import Tensor
 
 from oodmon.contracts import Detector, Paper, Reads, Stability, State
-from oodmon.detectors.odds import answer, predicted, shares, two_sided
+from oodmon.detectors.odds import answer, largest, predicted, shares, two_sided
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 from oodmon.registry import detectors
@@ -131,7 +131,7 @@ class MaxLogit(Detector):
     def score(self, acts: Activations, state: State) -> Tensor:
         """Minus the largest logit."""
         del state
-        return two_sided(acts).amax(dim=1).neg_()
+        return largest(acts).neg_()
 
 
 @detectors.register("energy")

@@ -6,6 +6,7 @@ classes is summed over them, never computed as 1 - p, which is 0 from a gap of 1
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -20,7 +21,16 @@ from oodmon.detectors.gaps import MARK, Answer, Gaps
 from oodmon.errors import ContractError
 from oodmon.records import Activations
 
-__all__ = ["Answer", "answer", "answer_of", "log_partition_of", "predicted", "shares", "two_sided"]
+__all__ = [
+    "Answer",
+    "answer",
+    "answer_of",
+    "largest",
+    "log_partition_of",
+    "predicted",
+    "shares",
+    "two_sided",
+]
 
 Floats = npt.NDArray[np.floating[Any]]
 Places = npt.NDArray[np.int64]
@@ -31,6 +41,8 @@ them, on a CPU."""
 
 _LEAST: Final = {np.dtype(np.float32): 1e-30, np.dtype(np.float64): 1e-290}
 """A sum of probabilities below this has lost digits, or all of them, to underflow."""
+
+_NOTHING: Final = contextlib.nullcontext()
 
 _DOT: Final = 8192
 """Up to so many values a product with ones is the fastest sum, and one that NumPy's library never
@@ -67,6 +79,12 @@ def predicted(acts: Activations) -> Tensor:
         return logits.argmax(dim=1)
     # NumPy's is vectorised, which is ten times as fast
     return torch.from_numpy(logits.detach().numpy().argmax(axis=1))
+
+
+def largest(acts: Activations) -> Tensor:
+    """Largest logit (B,), a new tensor: of the answer, where another detector asked for that."""
+    found: Answer | None = acts.shared("logits.answer", lambda: None)
+    return two_sided(acts).amax(1) if found is None else found.largest()
 
 
 def answer(acts: Activations, temperature: float = 1.0) -> Answer:
@@ -111,7 +129,18 @@ class Odds:
     underflows, or that are not finite, are computed again from their gaps.
     """
 
-    __slots__ = ("_each", "_gaps", "_logits", "_odd", "_place", "_sum", "_top", "_z")
+    __slots__ = (
+        "_calm",
+        "_each",
+        "_gaps",
+        "_log",
+        "_logits",
+        "_odd",
+        "_place",
+        "_sum",
+        "_top",
+        "_z",
+    )
 
     def __init__(self, logits: Tensor) -> None:
         self._logits = logits
@@ -119,7 +148,10 @@ class Odds:
         starts, ones = _layout(z.shape, z.dtype)
         self._place = place = z.argmax(axis=1) + starts
         self._top = top = z.take(place)
-        with np.errstate(invalid="ignore", over="ignore"):
+        self._log: Floats | None = None
+        # to look at few values costs less than to silence NumPy's warnings
+        self._calm = calm = bool(len(ones)) and _calm(z, top)
+        with _NOTHING if calm else np.errstate(invalid="ignore", over="ignore"):
             gaps: Floats = z - top[:, np.newaxis]
         nothing = gaps.take(place)  # but NaN in a row that is not finite
         if len(ones):
@@ -152,23 +184,27 @@ class Odds:
 
     def log_sure(self) -> Tensor:
         """See `Answer`."""
-        return torch.from_numpy(np.log1p(self._sum)).neg_()
+        return torch.from_numpy(np.negative(self._log_whole()))
 
     def log_partition(self) -> Tensor:
         """See `Answer`."""
-        return torch.from_numpy(self._top + np.log1p(self._sum))
+        return torch.from_numpy(self._top + self._log_whole())
+
+    def largest(self) -> Tensor:
+        """See `Answer`."""
+        return torch.from_numpy(self._top.copy())
 
     def entropy(self) -> Tensor:
         """log(1 + odds) - sum p (z - z_top) of the others, rounded no more than the logits are."""
         total = self._sum
         # a logit of -inf has odds of 0; their product is computed again
-        with np.errstate(invalid="ignore"):
+        with _NOTHING if self._calm else np.errstate(invalid="ignore"):
             if self._gaps is None:
                 found = np.vecdot(self._each, self._z) - self._top * total
             else:
                 found = np.vecdot(self._each, self._gaps)
         found /= -1.0 - total
-        found += np.log1p(total)
+        found += self._log_whole()
         if len(found):
             least = found[found.argmin()]
             if least != least:  # NaN
@@ -185,7 +221,7 @@ class Odds:
 
     def log_likeliest(self, count: int) -> Tensor:
         """See `Answer`."""
-        found = self._z - (self._top + np.log1p(self._sum))[:, np.newaxis]
+        found = self._z - (self._top + self._log_whole())[:, np.newaxis]
         own = np.maximum(self._sum, _LEAST[found.dtype])
         own = np.log1p(np.maximum(own, np.reciprocal(own)))
         own = self._mended(torch.from_numpy(np.negative(own, own)), Gaps.log_doubt).numpy()
@@ -196,6 +232,12 @@ class Odds:
         found = _largest(found, count)
         found[:, 0] = own
         return torch.from_numpy(found)
+
+    def _log_whole(self) -> Floats:
+        """log(1 + odds): what several of them need."""
+        if self._log is None:
+            self._log = np.log1p(self._sum)
+        return self._log
 
     def _mended(
         self,
@@ -250,6 +292,10 @@ class One:
         """See `Answer`."""
         return self._tensor(self._top + math.log1p(self._sum))
 
+    def largest(self) -> Tensor:
+        """See `Answer`."""
+        return self._tensor(self._top)
+
     def entropy(self) -> Tensor:
         """log(1 + odds) - sum p (z - z_top) of the others, so that nothing cancels."""
         total = self._sum
@@ -280,6 +326,11 @@ class One:
         found = np.empty(1, self._gaps.dtype)
         found[0] = value
         return torch.from_numpy(found)
+
+
+def _calm(z: Floats, top: Floats) -> bool:
+    """Whether every logit is finite, and no difference overflows; of a NaN all this is false."""
+    return z.size > 0 and z.item(z.argmin()) > -MARK and top.item(top.argmax()) < MARK
 
 
 def _largest(values: Floats, count: int) -> Floats:

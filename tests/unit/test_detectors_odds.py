@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from oodmon.detectors.gaps import Answer, Gaps
-from oodmon.detectors.odds import Odds, One, answer_of
+from oodmon.detectors.odds import Odds, One, answer_of, largest
+from oodmon.detectors.odds import answer as answer_for
+from oodmon.records import Activations
 
 PARTS: dict[str, Callable[[Answer], Tensor]] = {
     "log_wrong": lambda answer: answer.log_wrong(),
@@ -109,3 +111,31 @@ def test_rows_that_are_sure_beyond_float32_are_computed_again() -> None:
     assert isinstance(answer_of(logits), Odds)
     sure = answer_of(logits).log_wrong()
     assert float(sure[6]) == pytest.approx(-1e4, rel=1e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 2000])
+def test_the_largest_logit_is_the_same_whoever_asked_before(rows: int) -> None:
+    logits = torch.randn(rows, 9, generator=torch.Generator().manual_seed(3)) * 3
+    for value in (0.0, math.nan, math.inf, -math.inf, 3e38, -3e38):
+        logits[0, 2:4] = value
+        plain = logits.amax(dim=1)
+        for answer in (answer_of(logits), Gaps(logits)):
+            answer.largest().neg_()  # the caller's own
+            assert torch.equal(answer.largest().nan_to_num(nan=7.0), plain.nan_to_num(nan=7.0))
+        acts = Activations(logits=logits)
+        assert torch.equal(largest(acts).nan_to_num(nan=7.0), plain.nan_to_num(nan=7.0))
+        answer_for(acts)
+        assert torch.equal(largest(acts).nan_to_num(nan=7.0), plain.nan_to_num(nan=7.0))
+
+
+def test_numbers_as_wide_as_there_are_need_no_warning() -> None:
+    """A difference that overflows, and a -inf times nothing: each in a small and a large batch."""
+    for rows in (3, 2000):
+        logits = torch.zeros(rows, 9)
+        logits[0, 0], logits[0, 1] = 3e38, -3e38
+        logits[1, 0] = -math.inf
+        answer = answer_of(logits)
+        for name, part in PARTS.items():
+            expected = part(Gaps(logits.double()))
+            found = part(answer).double()
+            torch.testing.assert_close(found.clamp(min=-1e30), expected.clamp(min=-1e30), msg=name)
