@@ -137,7 +137,7 @@ def after_fit(
     from oodmon.errors import ContractError
     from oodmon.fitting.advice import advise as find
 
-    more = "`oodmon advise` tries every other detector on the same data"
+    more = "`oodmon advise` tries every other detector on the same data, for any --budget"
     if not 0 < source.samples <= _QUICK_SAMPLES:
         click.echo(more)
         return
