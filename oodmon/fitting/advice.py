@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,16 +20,25 @@ import numpy.typing as npt
 from torch import nn
 
 from oodmon.contracts import Detector, Tap
-from oodmon.detectors import Reference, Scorer
+from oodmon.detectors import Scorer
 from oodmon.errors import ContractError, OodmonError
 from oodmon.evaluate import auroc
-from oodmon.fitting.corruptions import corruptions_for
 from oodmon.fitting.learn import RUN, Progress
 from oodmon.fitting.proposal import coverage, propose, rank_correlation
 from oodmon.fitting.reading import Reading, place_of, reads_of
-from oodmon.fitting.sampled import rows_of, sampled, sized
-from oodmon.fitting.sources import Batch, Source
-from oodmon.fitting.trial import Scores, Trial, fastest, microseconds, read_all
+from oodmon.fitting.sampled import sampled, sized
+from oodmon.fitting.sources import Source
+from oodmon.fitting.trial import (
+    LEAST,
+    Scores,
+    Trial,
+    change_all,
+    count_of,
+    fastest,
+    learn_all,
+    microseconds,
+    read_all,
+)
 from oodmon.fitting.withheld import UNSEEN, classes_of, withheld
 from oodmon.registry import detectors as registry
 from oodmon.taps.layout import head_of
@@ -38,9 +47,6 @@ from oodmon.taps.twin import Twin
 __all__ = ["Advice", "Verdict", "advise", "catalogue"]
 
 _BATCH: Final = 256
-_LEAST: Final = 8
-"""Samples that a share must have to say anything."""
-
 _SPECIAL: Final = {
     "generalized_odin": "reads the parts of a DeConf head",
     "combine": "made of other detectors",
@@ -198,12 +204,13 @@ def advise(
     held = sized(held, _BATCH)
     if not trying and any(batch.labels is None for batch in to_learn):
         to_learn = []
-    drawn = f"{_count(to_learn)} to learn from, " if to_learn else ""
-    tell("sampling", 1.0, f"{drawn}{_count(held)} held out")
-    if _count(held) < _LEAST or (trying and _count(to_learn) < _LEAST):
+    teaching, asked = count_of(to_learn), count_of(held)
+    drawn = f"{teaching} to learn from, " if teaching else ""
+    tell("sampling", 1.0, f"{drawn}{asked} held out")
+    if asked < LEAST or (trying and teaching < LEAST):
         raise ContractError(
-            f"{_count(to_learn)} samples to learn from and {_count(held)} held out are too few; "
-            f"at least {_LEAST} of each are needed"
+            f"{teaching} samples to learn from and {asked} held out are too few; "
+            f"at least {LEAST} of each are needed"
         )
     head = head_of(getattr(model, "_orig_mod", model))
     probe = getattr(tap, "twin", Twin)(model) if reads.model else None
@@ -213,46 +220,22 @@ def advise(
     ):
         kept = read_all(reading, to_learn, Path(scratch) / "learn")
         clean = read_all(reading, held, Path(scratch) / "held")
-        skipped: dict[str, str] = {}
-        for number, (name, detector) in enumerate(trying.items()):
-            tell("learning", number / len(trying), name)
-            reference = Reference.from_batches(
-                kept.batches, head=head, seed=seed, device=place, probe=probe
-            )
-            try:
-                known[name] = Scorer.learn(detector, reference)
-            except ContractError as error:
-                skipped[name] = str(error)
-        if trying:
-            tell("learning", 1.0, "")
-        try_all = Trial(known, place, probe, skipped)
-        usual = try_all.scores(clean.batches())
-        known = try_all.scorers
-        if not known:
+        made, skipped = learn_all(trying, kept, head, seed, place, probe, tell)
+        tried = Trial(known | made, place, probe, skipped)
+        usual = tried.scores(clean.batches())
+        if not tried.scorers:
             raise ContractError(
                 "no detector can be tried: "
                 + "; ".join(f"{name}: {why}" for name, why in skipped.items())
             )
         pass_seconds = fastest(lambda: reading.read(held[0])) / held[0].rows
-        found: dict[str, dict[str, float]] = {name: {} for name in known}
-        columns: dict[str, list[Scores]] = {name: [usual[name]] for name in known}
-        changes = corruptions_for(held, seed)
-        few = _affordable(held, seconds, pass_seconds * max(1, len(changes)))
-        done: list[str] = []
-        for number, (change, corrupted) in enumerate(changes.items()):
-            tell("corrupting", number / len(changes), change)
-            try:
-                scores = try_all.scores(reading.read(corrupted(batch)) for batch in few)
-            except Exception as error:  # the model may refuse what it was not made for
-                cause = error.__cause__ or error
-                skipped[change] = f"the model raised {type(cause).__name__}: {cause}"
-                continue
-            done.append(change)
-            for name, column in scores.items():
-                found[name][change] = _auroc(usual[name], column)
-                columns[name].append(column)
-        known = try_all.scorers
-        tell("corrupting", 1.0, "")
+        changed = change_all(tried, reading, held, seconds, pass_seconds, seed, skipped, tell)
+        known = tried.scorers
+        found = {
+            name: {change: _auroc(usual[name], scores[name]) for change, scores in changed.items()}
+            for name in known
+        }
+        columns = {name: [one[name] for one in (usual, *changed.values())] for name in known}
         unseen = classes_of(kept, clean, classes, seed) if kept.rows else ()
         if unseen:
             for number, name in enumerate(known):
@@ -270,7 +253,7 @@ def advise(
         rank_correlation(np.stack([np.concatenate(columns[name]) for name in known])),
         cost,
         skipped,
-        (*done, *([UNSEEN] if unseen else [])),
+        (*changed, *([UNSEEN] if unseen else [])),
         kept.rows,
         clean.rows,
         1e6 * pass_seconds,
@@ -328,25 +311,10 @@ def _advice(
     )
 
 
-def _affordable(held: Sequence[Batch], seconds: float, per_row: float) -> list[Batch]:
-    """As many of the held-out rows as can be passed in the time, and some at least."""
-    rows = max(4 * _LEAST, int(seconds / per_row)) if per_row > 0 else _count(held)
-    few: list[Batch] = []
-    for batch in held:
-        if rows > 0:
-            few.append(rows_of(batch, slice(0, rows)))
-            rows -= batch.rows
-    return few
-
-
 def _auroc(usual: Scores, odd: Scores) -> float:
     """NaN where too few could be scored."""
     usual, odd = usual[~np.isnan(usual)], odd[~np.isnan(odd)]
-    return auroc(usual, odd) if min(len(usual), len(odd)) >= _LEAST else math.nan
-
-
-def _count(batches: Sequence[Batch]) -> int:
-    return sum(batch.rows for batch in batches)
+    return auroc(usual, odd) if min(len(usual), len(odd)) >= LEAST else math.nan
 
 
 def _quiet(stage: str, done: float, note: str) -> None:

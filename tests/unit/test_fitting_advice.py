@@ -19,7 +19,7 @@ from oodmon.detectors import Scorer  # noqa: E402
 from oodmon.errors import ContractError  # noqa: E402
 from oodmon.evaluate import auroc  # noqa: E402
 from oodmon.fitting import advice as module  # noqa: E402
-from oodmon.fitting import fit  # noqa: E402
+from oodmon.fitting import fit, trial  # noqa: E402
 from oodmon.fitting.advice import Advice, advise, catalogue  # noqa: E402
 from oodmon.fitting.corruptions import corruptions_for  # noqa: E402
 from oodmon.fitting.sampled import sampled, sized  # noqa: E402
@@ -241,7 +241,7 @@ def test_a_slow_model_is_corrupted_on_fewer_samples(
 
         return {"nothing": count}
 
-    monkeypatch.setattr(module, "corruptions_for", watched)
+    monkeypatch.setattr(trial, "corruptions_for", watched)
     same = run(model, data(digits), "energy", classes=0, seconds=1e-9)
     assert seen == [32]
     assert abs(same.verdicts["energy"].auroc["nothing"] - 0.5) < 0.15
