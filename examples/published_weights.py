@@ -300,6 +300,13 @@ def told(found: Sequence[Line]) -> None:
             print(f"{name:24}" + "".join(f"{cell:>16}" for cell in cells))
 
 
+def compact(rows: int, lines: Sequence[object], exposures: Sequence[object]) -> str:
+    """JSON of one row a line, in five digits."""
+    table = json.dumps({"rows": rows, "lines": lines, "exposure": exposures})
+    table = json.dumps(json.loads(table, parse_float=lambda text: round(float(text), 5)))
+    return table.replace('{"network"', '\n  {"network"').replace(", \n", ",\n") + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, default=os.environ.get("OODMON_TEST_DATA"))
@@ -338,16 +345,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for network, data, before, after in exposed:
         print(f"{network:16}{data:16}{before:8.3f}{after:8.3f}")
     if options.json:
-        table = {
-            "rows": options.rows,
-            "lines": [
-                {**dataclasses.asdict(line), "fpr95_id": line.ours.fpr95_id} for line in found
-            ],
-            "exposure": [
-                {"network": n, "data": d, "before": b, "after": a} for n, d, b, a in exposed
-            ],
-        }
-        options.json.write_text(json.dumps(table, indent=1) + "\n")
+        lines = [{**dataclasses.asdict(line), "fpr95_id": line.ours.fpr95_id} for line in found]
+        names = ("network", "data", "before", "after")
+        exposures = [dict(zip(names, row, strict=True)) for row in exposed]
+        options.json.write_text(compact(options.rows, lines, exposures))
     return 1 if worse or any(after <= before for *_, before, after in exposed) else 0
 
 
