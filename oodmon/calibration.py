@@ -312,10 +312,10 @@ class Calibration:
                 columns = {name: file.get_tensor(name) for name in _KINDS}
                 segments = json.loads(meta.get("segments", "[]"))
                 labelled, wrong = int(meta.get("labelled", "0")), int(meta.get("wrong", "0"))
-                slope, offset = json.loads(meta.get("estimate", "[1.0, 0.0]"))
+                slope, offset = map(float, json.loads(meta.get("estimate", "[1.0, 0.0]")))
         except FileNotFoundError:
             raise StateError(f"{path}: no such file; `oodmon fit` makes it") from None
-        except (OSError, SafetensorError, ValueError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError, OverflowError) as error:
             raise StateError(f"{path}: not a calibration: {error}") from None
         for name, column in columns.items():
             if column.dtype != _KINDS[name]:
@@ -333,7 +333,7 @@ class Calibration:
             segments=tuple(segments),
             labelled=labelled,
             wrong=wrong,
-            slope=float(slope),
-            offset=float(offset),
+            slope=slope,
+            offset=offset,
             **columns,
         )
