@@ -70,7 +70,7 @@ class Management:
         reload: Callable[[], str | None],
     ) -> None:
         self._address = (host, port)
-        self._handler = _handler(readiness, metrics, reload)
+        self._asked = (readiness, metrics, reload)
         self._listener: Listener[Server] = Listener("http", "daemon.http")
 
     @property
@@ -80,75 +80,84 @@ class Management:
 
     def start(self) -> None:
         """Listen; `ConfigError` where the address cannot be had."""
-        self._listener.start(
-            lambda: Server(self._address, self._handler, _MAX_REQUESTS), *self._address
-        )
+        self._listener.start(lambda: _Pages(self._address, *self._asked), *self._address)
 
     def stop(self) -> None:
         """Listen no more. Safe twice."""
         self._listener.stop()
 
 
-def _handler(
-    readiness: Callable[[], Readiness],
-    metrics: Callable[[], bytes],
-    reload: Callable[[], str | None],
-) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        """One request."""
+class _Pages(Server):
+    """Listens, and knows whom to ask."""
 
-        protocol_version = "HTTP/1.1"
-        server_version = f"oodmon/{VERSION}"
-        sys_version = ""
-        timeout = _REQUEST_SECONDS
+    def __init__(
+        self,
+        address: tuple[str, int],
+        readiness: Callable[[], Readiness],
+        metrics: Callable[[], bytes],
+        reload: Callable[[], str | None],
+    ) -> None:
+        self.readiness = readiness
+        self.metrics = metrics
+        self.reload = reload
+        super().__init__(address, _Handler, _MAX_REQUESTS)
 
-        def do_GET(self) -> None:
-            path = self.path.split("?", 1)[0]
-            if path == "/healthz":
-                self._json(HTTPStatus.OK, {"status": "alive"})
-            elif path == "/readyz":
-                state = readiness()
-                status = HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE
-                self._json(status, {"ready": state.ready, "parts": dict(state.parts)})
-            elif path == "/metrics":
-                self._answer(HTTPStatus.OK, CONTENT_TYPE, metrics())
-            elif path == "/version":
-                self._json(HTTPStatus.OK, {"name": "oodmon", "version": VERSION})
-            elif path == "/-/reload":
-                self._json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"})
-            else:
-                self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+class _Handler(BaseHTTPRequestHandler):
+    """One request."""
 
-        def do_POST(self) -> None:
-            # What a client sends along is not read, so the connection cannot be used again.
-            self.close_connection = True
-            if self.path.split("?", 1)[0] != "/-/reload":
-                self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
-                return
-            why = reload()
-            if why is None:
-                self._json(HTTPStatus.OK, {"reloaded": True})
-            else:
-                self._json(HTTPStatus.INTERNAL_SERVER_ERROR, {"reloaded": False, "error": why})
+    server: _Pages
 
-        def _json(self, status: HTTPStatus, value: Mapping[str, Any]) -> None:
-            self._answer(status, _JSON, json.dumps(value).encode() + b"\n")
+    protocol_version = "HTTP/1.1"
+    server_version = f"oodmon/{VERSION}"
+    sys_version = ""
+    timeout = _REQUEST_SECONDS
 
-        def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            if self.close_connection:
-                self.send_header("Connection", "close")
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+    def do_GET(self) -> None:
+        path = self.path.split("?", 1)[0]
+        if path == "/healthz":
+            self._json(HTTPStatus.OK, {"status": "alive"})
+        elif path == "/readyz":
+            state = self.server.readiness()
+            status = HTTPStatus.OK if state.ready else HTTPStatus.SERVICE_UNAVAILABLE
+            self._json(status, {"ready": state.ready, "parts": dict(state.parts)})
+        elif path == "/metrics":
+            self._answer(HTTPStatus.OK, CONTENT_TYPE, self.server.metrics())
+        elif path == "/version":
+            self._json(HTTPStatus.OK, {"name": "oodmon", "version": VERSION})
+        elif path == "/-/reload":
+            self._json(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"})
+        else:
+            self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            _log.debug("%s %s", self.address_string(), format % args)
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
-    return Handler
+    def do_POST(self) -> None:
+        # What a client sends along is not read, so the connection cannot be used again.
+        self.close_connection = True
+        if self.path.split("?", 1)[0] != "/-/reload":
+            self._json(HTTPStatus.NOT_FOUND, {"error": "no such page"})
+            return
+        why = self.server.reload()
+        if why is None:
+            self._json(HTTPStatus.OK, {"reloaded": True})
+        else:
+            self._json(HTTPStatus.INTERNAL_SERVER_ERROR, {"reloaded": False, "error": why})
+
+    def _json(self, status: HTTPStatus, value: Mapping[str, Any]) -> None:
+        self._answer(status, _JSON, json.dumps(value).encode() + b"\n")
+
+    def _answer(self, status: HTTPStatus, kind: str, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        _log.debug("%s %s", self.address_string(), format % args)

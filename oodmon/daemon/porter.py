@@ -64,10 +64,12 @@ class Porter(Server):
 
     def __init__(self, taker: Taker, options: Admission, tls: ssl.SSLContext | None) -> None:
         self._tls = tls
+        self.taker = taker
+        self.options = options
         self._longest = _CONNECTION_SECONDS + options.score_timeout_seconds
         self._since: dict[socket.socket, float] = {}
         address = (options.host, options.port)
-        super().__init__(address, _handler(taker, options), options.max_requests)
+        super().__init__(address, _Handler, options.max_requests)
 
     def service_actions(self) -> None:
         """Cut off whoever takes too long."""
@@ -129,117 +131,116 @@ class _Refused(Exception):
         self.after_seconds = after_seconds
 
 
-def _handler(taker: Taker, options: Admission) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        """One request; the connection ends with it."""
+class _Handler(BaseHTTPRequestHandler):
+    """One request; the connection ends with it."""
 
-        protocol_version = "HTTP/1.1"
-        server_version = "oodmon"
-        sys_version = ""
-        timeout = _READ_SECONDS
+    server: Porter
 
-        def do_POST(self) -> None:
-            self.close_connection = True
-            path = self.path.split("?", 1)[0]
-            kind = {_BATCHES: "batch", _OUTPUTS: "outputs", _LABELS: "labels"}.get(path, "other")
-            answer: dict[str, Any]
-            try:
-                rows = self._take(path)
-                status, answer, after = HTTPStatus.OK, {"rows": rows}, 0.0
-            except _Refused as refused:
-                status, after = refused.status, refused.after_seconds
-                answer = {"error": str(refused)}
-            except WireError as error:
-                status, after = HTTPStatus.UNPROCESSABLE_ENTITY, 0.0
-                answer = {"error": str(error)}
-            except RetryLater as error:
-                full = "full" in str(error)
-                status = HTTPStatus.TOO_MANY_REQUESTS if full else HTTPStatus.SERVICE_UNAVAILABLE
-                after, answer = max(error.after_seconds, 1.0), {"error": str(error)}
-            except OodmonError as error:
-                _log.warning("intake: %s", error)
-                status, after = HTTPStatus.SERVICE_UNAVAILABLE, 1.0
-                answer = {"error": "cannot be taken now"}
-            taker.count(kind, status)
-            self._answer(status, answer, after)
+    protocol_version = "HTTP/1.1"
+    server_version = "oodmon"
+    sys_version = ""
+    timeout = _READ_SECONDS
 
-        def do_GET(self) -> None:
-            self.close_connection = True
-            self._answer(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"}, 0.0)
+    def do_POST(self) -> None:
+        self.close_connection = True
+        path = self.path.split("?", 1)[0]
+        kind = {_BATCHES: "batch", _OUTPUTS: "outputs", _LABELS: "labels"}.get(path, "other")
+        answer: dict[str, Any]
+        try:
+            rows = self._take(path)
+            status, answer, after = HTTPStatus.OK, {"rows": rows}, 0.0
+        except _Refused as refused:
+            status, after = refused.status, refused.after_seconds
+            answer = {"error": str(refused)}
+        except WireError as error:
+            status, after = HTTPStatus.UNPROCESSABLE_ENTITY, 0.0
+            answer = {"error": str(error)}
+        except RetryLater as error:
+            full = "full" in str(error)
+            status = HTTPStatus.TOO_MANY_REQUESTS if full else HTTPStatus.SERVICE_UNAVAILABLE
+            after, answer = max(error.after_seconds, 1.0), {"error": str(error)}
+        except OodmonError as error:
+            _log.warning("intake: %s", error)
+            status, after = HTTPStatus.SERVICE_UNAVAILABLE, 1.0
+            answer = {"error": "cannot be taken now"}
+        self.server.taker.count(kind, status)
+        self._answer(status, answer, after)
 
-        do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815
+    def do_GET(self) -> None:
+        self.close_connection = True
+        self._answer(HTTPStatus.METHOD_NOT_ALLOWED, {"error": "use POST"}, 0.0)
 
-        def _take(self, path: str) -> int:
-            given = self.headers.get("Authorization", "")
-            scheme, _, token = given.partition(" ")
-            if options.token and (scheme.lower() != "bearer" or Secret(token) != options.token):
-                raise _Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is required")
-            if wait := taker.admit():
-                raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "more than the rate allows", wait)
-            if path not in (_BATCHES, _OUTPUTS, _LABELS):
-                pages = f"{_BATCHES}, {_OUTPUTS} or {_LABELS}"
-                raise _Refused(HTTPStatus.NOT_FOUND, f"no such page; {pages}")
-            if self.headers.get("Content-Encoding", "identity") != "identity":
-                raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is not read")
-            headers = {name.lower(): value for name, value in self.headers.items()}
-            content_type = headers.get("content-type", "").split(";")[0].strip().lower()
-            if path == _BATCHES and content_type not in _TYPES:
-                raise _Refused(
-                    HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected one of {', '.join(_TYPES)}"
-                )
-            body = self._body()
-            if path == _BATCHES:
-                return taker.take_batch(body, content_type)
-            if path == _LABELS:
-                return taker.take_labels(body)
-            return taker.take_outputs(body, headers)
+    do_HEAD = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_GET  # noqa: N815
 
-        def _body(self) -> bytes:
-            length = self.headers.get("Content-Length", "")
-            if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
-                raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is required")
-            if len(length) > 12 or int(length) > options.max_body_bytes:
-                raise _Refused(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    f"at most {options.max_body_bytes} bytes are taken",
-                )
-            if self.headers.get("Expect", "").lower() == "100-continue":
-                self.send_response_only(HTTPStatus.CONTINUE)
-                self.end_headers()
-            body = self.rfile.read(int(length))
-            if len(body) < int(length):
-                raise _Refused(HTTPStatus.BAD_REQUEST, "the body ended early")
-            return body
+    def _take(self, path: str) -> int:
+        given = self.headers.get("Authorization", "")
+        scheme, _, token = given.partition(" ")
+        if self.server.options.token and (
+            scheme.lower() != "bearer" or Secret(token) != self.server.options.token
+        ):
+            raise _Refused(HTTPStatus.UNAUTHORIZED, "a bearer token is required")
+        if wait := self.server.taker.admit():
+            raise _Refused(HTTPStatus.TOO_MANY_REQUESTS, "more than the rate allows", wait)
+        if path not in (_BATCHES, _OUTPUTS, _LABELS):
+            pages = f"{_BATCHES}, {_OUTPUTS} or {_LABELS}"
+            raise _Refused(HTTPStatus.NOT_FOUND, f"no such page; {pages}")
+        if self.headers.get("Content-Encoding", "identity") != "identity":
+            raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Content-Encoding is not read")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        content_type = headers.get("content-type", "").split(";")[0].strip().lower()
+        if path == _BATCHES and content_type not in _TYPES:
+            raise _Refused(
+                HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"expected one of {', '.join(_TYPES)}"
+            )
+        body = self._body()
+        if path == _BATCHES:
+            return self.server.taker.take_batch(body, content_type)
+        if path == _LABELS:
+            return self.server.taker.take_labels(body)
+        return self.server.taker.take_outputs(body, headers)
 
-        def handle_expect_100(self) -> bool:
-            return True  # answered once the body is wanted
-
-        def _answer(self, status: HTTPStatus, value: Mapping[str, Any], after: float) -> None:
-            body = json.dumps(value).encode() + b"\n"
-            self.request_version = self.protocol_version  # HTTP/0.9 would get no status line
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Connection", "close")
-            if after:
-                self.send_header("Retry-After", str(math.ceil(after)))
-            if status == HTTPStatus.UNAUTHORIZED:
-                self.send_header("WWW-Authenticate", "Bearer")
+    def _body(self) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()) or "Transfer-Encoding" in self.headers:
+            raise _Refused(HTTPStatus.LENGTH_REQUIRED, "Content-Length is required")
+        if len(length) > 12 or int(length) > self.server.options.max_body_bytes:
+            raise _Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"at most {self.server.options.max_body_bytes} bytes are taken",
+            )
+        if self.headers.get("Expect", "").lower() == "100-continue":
+            self.send_response_only(HTTPStatus.CONTINUE)
             self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(body)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            raise _Refused(HTTPStatus.BAD_REQUEST, "the body ended early")
+        return body
 
-        def send_error(
-            self, code: int, message: str | None = None, explain: str | None = None
-        ) -> None:
-            # The library's own page repeats what the client sent, a token perhaps.
-            del message, explain
-            self.close_connection = True
-            self.command = self.command or ""
-            taker.count("other", code)
-            self._answer(HTTPStatus(code), {"error": "no request that is understood"}, 0.0)
+    def handle_expect_100(self) -> bool:
+        return True  # answered once the body is wanted
 
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            _log.debug("%s %s", self.address_string(), format % args)
+    def _answer(self, status: HTTPStatus, value: Mapping[str, Any], after: float) -> None:
+        body = json.dumps(value).encode() + b"\n"
+        self.request_version = self.protocol_version  # HTTP/0.9 would get no status line
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        if after:
+            self.send_header("Retry-After", str(math.ceil(after)))
+        if status == HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
-    return Handler
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        # The library's own page repeats what the client sent, a token perhaps.
+        del message, explain
+        self.close_connection = True
+        self.command = self.command or ""
+        self.server.taker.count("other", code)
+        self._answer(HTTPStatus(code), {"error": "no request that is understood"}, 0.0)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        _log.debug("%s %s", self.address_string(), format % args)

@@ -22,7 +22,7 @@ from oodmon.admission import Admission
 from oodmon.calibration import Calibration
 from oodmon.config.parse import loads
 from oodmon.daemon.bodies import labels_of, outputs_of, scores_of
-from oodmon.daemon.porter import _handler
+from oodmon.daemon.porter import _Handler
 from oodmon.errors import OodmonError
 from oodmon.feeds.kafka.lanes import Lane, Spoilt
 from oodmon.feeds.spool.partition import Partition
@@ -233,11 +233,11 @@ class _Taker:
 
 @contextmanager
 def _intake_requests() -> Iterator[Callable[[bytes], None]]:
-    handler = _handler(_Taker(), Admission(token=Secret(TOKEN)))
+    server: Any = SimpleNamespace(taker=_Taker(), options=Admission(token=Secret(TOKEN)))
 
     def run(data: bytes) -> None:
         wire = _Wire(data)
-        handler(wire, ("127.0.0.1", 1), None)  # type: ignore[arg-type]
+        _Handler(wire, ("127.0.0.1", 1), server)  # type: ignore[arg-type]
         assert not wire.sent or wire.sent.startswith((b"HTTP/1.1 ", b"<!DOCTYPE", b"<html")), (
             wire.sent[:80]
         )
