@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from oodmon.detectors import Reference, Scorer
-from oodmon.detectors.order import Quantiles, largest
+from oodmon.detectors.order import Quantiles, _search, largest
 from oodmon.detectors.rankfeat import leading
 from oodmon.errors import ContractError
 from oodmon.records import Activations
@@ -139,11 +139,56 @@ def test_the_largest_are_the_largest_by_search_and_by_selection(rows: int) -> No
         torch.randn(rows, 3000, generator=draw).exp_().square_(),
     ):
         for count in (30, 300, 1050):
-            cut = largest(values, count)
-            kept = cut.share(values)
-            expected = values.topk(count, dim=1).values.sum(dim=1)
-            torch.testing.assert_close((kept * values).sum(1), expected, rtol=2e-4, atol=1e-4)
-            assert float((kept > 0).sum(1).double().median()) == count or count > 1000
+            for cut in (largest(values, count), _search(values, count)):  # the latter on devices
+                kept = cut.share(values)
+                expected = values.topk(count, dim=1).values.sum(dim=1)
+                torch.testing.assert_close((kept * values).sum(1), expected, rtol=2e-4, atol=1e-4)
+                assert float((kept > 0).sum(1).double().median()) == count or count > 1000
+
+
+@pytest.mark.parametrize("width", [100, 2048, 2500, 20_000])
+@pytest.mark.parametrize("share", [0.0, 0.003, 0.1, 0.65, 1.0])
+def test_selection_is_exact_whatever_the_row(width: int, share: float) -> None:
+    """Also where the sample misleads: sorted, constant, of one huge value, or mostly zeros."""
+    draw = torch.Generator().manual_seed(width)
+    dense = torch.randn(width, generator=draw)
+    rows = torch.stack(
+        [
+            dense,
+            dense.relu(),
+            dense.sort().values,
+            torch.zeros(width),
+            torch.full((width,), 2.5),
+            torch.where(dense > 1.9, dense, torch.zeros(())),
+            dense.round(),
+            torch.cat([torch.full((1,), math.inf), dense[1:]]),
+            -dense.square(),
+            dense.double().exp().pow(9).float(),
+        ]
+    )
+    count = max(1, round(share * width))
+    sorted_rows = rows.sort(dim=1, descending=True).values
+    several = largest(rows, count)
+    for number, row in enumerate(rows):
+        expected = sorted_rows[number, count - 1]
+        alone = largest(row[None], count)
+        for high, low in ((several.high[number], several.low[number]), (alone.high, alone.low)):
+            assert float(high) == float(expected)
+            assert float(low) < float(expected)
+        taken = alone.share(row[None]).sum()
+        assert float(taken) == pytest.approx(count, rel=1e-5), number
+        assert float(several.share(rows)[number].sum()) == pytest.approx(count, rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [100, 2500])
+def test_a_row_with_a_nan_gets_nan_and_the_others_what_they_are(width: int) -> None:
+    rows = torch.rand(3, width, generator=torch.Generator().manual_seed(5)) + 0.1
+    expected = largest(rows, 30).kept(rows)
+    rows[1, 7] = math.nan
+    assert largest(rows[1:2], 30).kept(rows[1:2]).isnan().any()
+    kept = largest(rows, 30).kept(rows)
+    assert kept[1].isnan().any()
+    torch.testing.assert_close(kept[::2], expected[::2])
 
 
 @pytest.mark.parametrize("width", [300, 40_000])
