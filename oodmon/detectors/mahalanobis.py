@@ -184,10 +184,11 @@ class Mahalanobis(_Gaussians):
     of the covariance: "oas", or "none". `labels`: "true", or "predicted" where there are none.
 
     Learns in one pass and in memory for K·D + D² numbers. A class without rows has no mean, so
-    samples of it are far from all others. Features that never varied in the reference are kept:
-    one that wakes up gives a large distance. The paper's perturbation of inputs needs a gradient
-    and is left out. One layer close to the input separates little; take the penultimate one, or
-    several. A covariance of classes far apart in size fits none of them: see `gmm`.
+    samples of it are far from all others. Features that never varied in the reference are kept: one
+    that wakes up gives a large distance. The paper's perturbation of inputs needs a gradient, and
+    its regression over layers needs outliers: both are left out. One layer close to the input
+    separates little; take the penultimate one, or several. A covariance of classes far apart in
+    size fits none of them: see `gmm`.
     """
 
     paper: ClassVar[Paper | None] = Paper(
