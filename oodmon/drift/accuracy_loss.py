@@ -251,7 +251,7 @@ class AccuracyLoss(DriftTest[_State]):
             "starts": state.starts,
             "seen": state.seen,
             "recent": np.array(state.recent),
-            "neighbours": np.array([state.neighbours.pairs, state.neighbours.jumps]),
+            "neighbours": state.neighbours.numbers(),
         }
 
     def thaw(self, reference: Window, arrays: Arrays) -> _State:
@@ -267,13 +267,14 @@ class AccuracyLoss(DriftTest[_State]):
             starts=np.asarray(arrays["starts"], np.int64),
             seen=np.asarray(arrays["seen"], np.int64),
             recent=(errors, samples),
-            neighbours=Neighbours(*(float(value) for value in arrays["neighbours"])),
+            neighbours=Neighbours.of(np.asarray(arrays["neighbours"], np.float64)),
         )
 
 
 def _bet(state: _State, histogram: Histogram, start: int, limit: float) -> _State:
     """After one more window, in which so much evidence (log) is an alarm."""
-    met = replace(state, neighbours=state.neighbours.met(histogram.pairs, histogram.jumps))
+    near = state.neighbours.after([histogram], histogram.counts[None])
+    met = replace(state, neighbours=near)
     wrong = histogram.errors / _MILLIONTHS
     pay = (wrong * state.bets[0] + (histogram.judged - wrong) * state.bets[1]) / met.block
     grown = pay + np.logaddexp(0.0, state.log_m)

@@ -80,7 +80,9 @@ class Budget(DriftTest[Wealth]):
     variance of a sum of the bet's logs grows in AR(1) traffic: (1 + φ) / (1 - φ) for a shift, less
     for all else; as much for all where the squares of neighbours say that samples repeat. With
     b > 1 a bet stays fair for independent samples (Jensen). φ and the b of a shift are published.
-    Correlation at a low φ that lasts for long is not seen (docs/adr/0004).
+    Neighbours are those of one source. Where correlated traffic is dealt out to replicas, or is
+    correlated at a low φ for long, means of windows lie further apart than φ explains; where
+    that is sure, φ is what they tell. What lasts longer than windows is not seen (docs/adr/0004).
 
     The effect is the largest difference between the share of samples below some tail probability,
     since the change seems to have begun, and the reference's share.
@@ -283,14 +285,14 @@ class Budget(DriftTest[Wealth]):
 
     def freeze(self, state: Wealth) -> Arrays:
         """Three numbers a bet and two histograms: some 2 kB."""
-        near, shape = state.neighbours, (*state.log_m.shape[:-1], 3)
+        near = state.neighbours.numbers()
         return {
             "log_m": state.log_m,
             "gains": state.gains,
             "starts": state.starts,
             "seen": _short(state.seen),
             "recent": _short(state.recent),
-            "neighbours": np.stack([near.pairs, near.jumps, near.swings], -1).reshape(shape),
+            "neighbours": near.reshape(*state.log_m.shape[:-1], near.shape[-1]),
         }
 
     def freeze_all(self, states: Sequence[Wealth]) -> list[tuple[list[int], Arrays]]:
@@ -316,7 +318,7 @@ class Budget(DriftTest[Wealth]):
             np.asarray(arrays["starts"], np.int64),
             np.asarray(arrays["seen"], np.int64),
             np.asarray(arrays["recent"], np.int64),
-            Neighbours(*(float(value) for value in arrays["neighbours"])),
+            Neighbours.of(np.asarray(arrays["neighbours"], np.float64)),
         )
 
 

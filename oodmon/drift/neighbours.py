@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -32,7 +33,18 @@ _REFERENCE: Final = 64.0
 _MOST: Final = 0.98
 _LEAST_VARIANCE: Final = 0.01
 _MILLIONTHS: Final = 1e6
+_PRIOR_COUPLES: Final = 4.0
+"""Couples of windows as far apart as their samples tell, before any was seen."""
+_COUPLES: Final = 2.0**13
+"""Couples of windows beyond which the older half counts half."""
+_SURELY: Final = 3.0
+"""Standard errors from which windows are believed to lie further apart than neighbours tell."""
+_JUMP: Final = 6.0
+"""Times what is expected: two windows further apart than that, as at a change, count as so far."""
 _POWERS: Final = np.stack([NORMAL_SCORES**power for power in (0, 1, 2, 4)], axis=1)
+
+
+_SUMS: Final = np.ascontiguousarray(_POWERS[:, :3])
 
 
 class Alike(NamedTuple):
@@ -57,11 +69,44 @@ class Neighbours:
     Of the normal scores, and of their squares (`swings`); all as `records.Histogram` counts them,
     older ones with less weight. Numbers for one stream, or arrays of one shape for many; so is all
     that is given and returned.
+
+    Neighbours are those of one source. Where traffic that is alike is dealt out to several, or is
+    alike at long range, they tell too little, and the means of windows lie further apart than they
+    should. So couples of successive windows are counted too: by how much their means differ
+    (`apart`), and how much the samples of both vary about their common mean (`within`), both
+    in units of one sample.
+
+    Attributes:
+        pairs, jumps, swings: of neighbours.
+        couples, apart, within: of windows.
+        samples, first, second: of the latest window: samples, and the sums of their normal scores
+            and of the squares.
     """
 
     pairs: F8 | float = 0.0
     jumps: F8 | float = 0.0
     swings: F8 | float = 0.0
+    couples: F8 | float = 0.0
+    apart: F8 | float = 0.0
+    within: F8 | float = 0.0
+    samples: F8 | float = 0.0
+    first: F8 | float = 0.0
+    second: F8 | float = 0.0
+
+    def numbers(self) -> F8:
+        """(…, 9) all of it; `of` brings it back."""
+        return np.array(self.row()).T
+
+    def row(self) -> tuple[Any, ...]:
+        """All of it, one after the other."""
+        return _values(self)
+
+    @staticmethod
+    def of(numbers: F8) -> Neighbours:
+        """From (…, 9); of one stream as numbers."""
+        if numbers.size == numbers.shape[-1]:
+            return Neighbours(*numbers.ravel().tolist())
+        return Neighbours(*numbers.T)
 
     def met(self, pairs: I8 | int, jumps: I8 | int, swings: I8 | int = 0) -> Neighbours:
         """With those of one more window."""
@@ -70,17 +115,52 @@ class Neighbours:
             weight * self.pairs + pairs,
             weight * self.jumps + jumps / _MILLIONTHS,
             weight * self.swings + swings / _MILLIONTHS,
+            *_values(self)[3:],
         )
 
-    def after(self, histograms: Sequence[Histogram]) -> Neighbours:
-        """`met` for one more window of each stream; one stream may be held as numbers."""
+    def after(self, histograms: Sequence[Histogram], counts: I8) -> Neighbours:
+        """With one more window of each stream; one stream may be held as numbers.
+
+        Args:
+            histograms: of the windows, none empty.
+            counts: int64 (S, 64) theirs.
+        """
+        sums = counts @ _SUMS
         if len(histograms) == 1:
             one = histograms[0]
-            return self.met(one.pairs, one.jumps, one.swings)
-        return self.met(
+            samples, first, second = sums[0].tolist()
+            return self.met(one.pairs, one.jumps, one.swings)._coupled(
+                samples, first, second, _PLAIN
+            )
+        near = self.met(
             np.array([each.pairs for each in histograms]),
             np.array([each.jumps for each in histograms]),
             np.array([each.swings for each in histograms]),
+        )
+        return near._coupled(sums[:, 0], sums[:, 1], sums[:, 2], _ARRAYS)
+
+    def _coupled(self, samples: Any, first: Any, second: Any, by: _Calls) -> Neighbours:
+        """With the couple of the latest window and one more."""
+        known: Any = self.samples > 0.0
+        before = by.most(self.samples, 1.0)
+        both = before + samples
+        apart = first / samples - self.first / before
+        apart = apart * apart * before * samples / both
+        middle = (first + self.first) / both
+        within = (second + self.second - both * middle * middle) / (both - 1.0)
+        within = by.most(within, _LEAST_VARIANCE)
+        usual = by.most(self.apart / by.most(self.within, _LEAST_VARIANCE), 1.0)
+        weight: Any = 1.0 - 0.5 * (self.couples > _COUPLES)
+        return Neighbours(
+            self.pairs,
+            self.jumps,
+            self.swings,
+            weight * self.couples + known,
+            weight * self.apart + known * by.least(apart, _JUMP * usual * within),
+            weight * self.within + known * within,
+            samples,
+            first,
+            second,
         )
 
     def autocorrelation(self, seen: I8, variance: float) -> F8:
@@ -98,7 +178,9 @@ class Neighbours:
     def believed(self, seen: I8, variance: float) -> F8:
         """φ as it is reckoned with: one standard error higher, or 0 where it is not significant."""
         found, error = self._trusted(self.autocorrelation(seen, variance), _PRIOR)
-        return _significant(found, error, found + error)
+        near = _significant(found, error, found + error)
+        told: F8 = _further(near, (self.couples, self.apart, self.within), _ARRAYS)
+        return told
 
     def alike(self, seen: I8, variance: float, of_squares: float) -> Alike:
         """`believed`, and what the squares of the normal scores say beside it.
@@ -112,7 +194,7 @@ class Neighbours:
             of_squares: variance of the squared normal scores of the reference.
         """
         sums = seen @ _POWERS
-        mine = (self.pairs, self.jumps, self.swings)
+        mine = (self.pairs, self.jumps, self.swings, self.couples, self.apart, self.within)
         if sums.size == len(_POWERS.T):
             # One stream: numbers, of which numpy would make forty calls.
             numbers = [float(np.asarray(value).item()) for value in mine]
@@ -131,8 +213,29 @@ class Neighbours:
         return mixed * (pairs > 0.0), 1.0 / np.sqrt(trusted)
 
 
+_values: Final = attrgetter(*(each.name for each in fields(Neighbours)))
+
+
 def _significant(found: F8, error: F8, value: F8) -> F8:
     return np.minimum(value, _MOST) * (found > _SIGNIFICANT * error)
+
+
+def _further(near: Any, windows: Sequence[Any], by: _Calls) -> Any:
+    """φ by neighbours, or by how far windows lie apart where that is surely more.
+
+    Means of windows of independent samples lie as far apart as the samples within vary; where a
+    sample is worth 1/b, b times as far: as in AR(1) traffic of φ = (b - 1) / (b + 1). Successive
+    couples share a window, so the ratio's standard error is sqrt(3 / couples) of it.
+    """
+    couples, apart, within = windows
+    trusted = couples + _PRIOR_COUPLES
+    error = by.root(3.0 / trusted)
+    ratio = apart / by.most(within, _LEAST_VARIANCE)
+    ratio = by.most((ratio * couples + _PRIOR_COUPLES) / trusted, 1.0)
+    surely = ratio * (1.0 - near) > (1.0 + near) * (1.0 + _SURELY * error)
+    likely = ratio * (1.0 + error)
+    far = by.least((likely - 1.0) / (likely + 1.0), _MOST)
+    return by.most(near, far * surely)
 
 
 def _spread(sums: F8, variance: float) -> F8:
@@ -163,12 +266,12 @@ def _alike(
 
     Args:
         sums: of the powers 0, 1, 2 and 4 of the normal scores.
-        neighbours: pairs, jumps and swings.
+        neighbours: pairs, jumps and swings; couples, apart and within.
         reference: variance of its normal scores, and of their squares.
         by: min, max and root.
     """
     total, first, second, fourth = sums
-    pairs, jumps, swings = neighbours
+    pairs, jumps, swings, *windows = neighbours
     some, trusted = by.most(total, 1.0), pairs + _PRIOR_PAIRS
     error = 1.0 / by.root(trusted)
 
@@ -182,7 +285,7 @@ def _alike(
     plain = correlation(square - mean * mean, reference[0], jumps, _PRIOR)
     squares = correlation(fourth / some - square * square, reference[1], swings, _PRIOR**2)
     bar = _SIGNIFICANT * error
-    likely = by.least(plain + error, _MOST) * (plain > bar)
+    likely = _further(by.least(plain + error, _MOST) * (plain > bar), windows, by)
     gaussian = likely * likely
     more = (squares > bar) & (squares > gaussian) & (swings > 0.0)
     lasting = by.most(likely, by.least(squares + error, _MOST) * more)

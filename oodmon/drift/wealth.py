@@ -81,20 +81,11 @@ class Wealth:
             rows(state.starts for state in states),
             rows(state.seen for state in states),
             rows(state.recent for state in states),
-            Neighbours(
-                np.array([state.neighbours.pairs for state in states], np.float64),
-                np.array([state.neighbours.jumps for state in states], np.float64),
-                np.array([state.neighbours.swings for state in states], np.float64),
-            ),
+            Neighbours.of(np.array([state.neighbours.row() for state in states])),
         )
 
     def split(self) -> list[Wealth]:
         """The streams one by one; each row is copied, so that none keeps the others in memory."""
-        near = self.neighbours
-        pairs, jumps, swings = (
-            np.asarray(value, np.float64).reshape(-1).tolist()
-            for value in (near.pairs, near.jumps, near.swings)
-        )
         if len(self.log_m) == 1:
             return [
                 Wealth(
@@ -104,7 +95,7 @@ class Wealth:
                     self.starts[0],
                     self.seen[0],
                     self.recent[0],
-                    Neighbours(pairs[0], jumps[0], swings[0]),
+                    self.neighbours,
                 )
             ]
         return [
@@ -115,9 +106,9 @@ class Wealth:
                 self.starts[row].copy(),
                 self.seen[row].copy(),
                 self.recent[row].copy(),
-                Neighbours(pairs[row], jumps[row], swings[row]),
+                Neighbours(*near),
             )
-            for row in range(len(self.log_m))
+            for row, near in enumerate(self.neighbours.numbers().tolist())
         ]
 
     @property
@@ -174,7 +165,7 @@ class Wealth:
         """
         table = self.table
         counts = np.concatenate([each.counts for each in histograms]).reshape(len(histograms), -1)
-        neighbours = self.neighbours.after(histograms)
+        neighbours = self.neighbours.after(histograms, counts)
         log_l = np.empty(self.log_m.shape)
         cut = table.sequential
         log_l[:, cut:] = counts @ table.log_bets[cut:].T
