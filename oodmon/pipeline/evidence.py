@@ -10,6 +10,8 @@ from oodmon.wire import rfc3339
 
 __all__ = ["evidence", "leading"]
 
+_NAMED: Final = 0.005
+"""Share from which one says "at least so many percent"."""
 _MOST: Final = 10
 """Streams and samples that are named; the rest is in the store."""
 
@@ -84,10 +86,11 @@ def _sentences(
             key=lambda pair: float(pair[1]["changed_fraction_at_least"]),
         )
         where = stream.detector + (f" in segment {stream.segment}" if stream.segment else "")
+        least = f"; with 95 % certainty at least {moved['changed_fraction_at_least']:.0%}"
         told.append(
             f"It shows most in {where}: about {moved['changed_fraction']:.0%} of the traffic "
-            f"since is different ({moved['samples']} samples; with 95 % certainty at least "
-            f"{moved['changed_fraction_at_least']:.0%})."
+            f"since is different ({moved['samples']} samples"
+            f"{least if moved['changed_fraction_at_least'] >= _NAMED else ''})."
         )
         band = max(
             moved["bins"],

@@ -46,3 +46,8 @@ def test_a_stream_that_did_not_drift_is_not_told_before_one_that_did() -> None:
 def test_where_no_single_stream_drifted_the_one_with_the_most_evidence_is_told() -> None:
     said = summary((result("msp", 5.0), moved(0.1, 20)), (result("gram", 1.0), moved(0.6, 70)))
     assert "It shows most in msp" in said
+
+
+def test_at_least_nothing_is_not_said() -> None:
+    said = summary((result("msp"), moved(0.004, 30)))
+    assert "about 10% of the traffic since is different (100 samples). 30 of them" in said
