@@ -25,7 +25,7 @@ from oodmon.errors import ContractError, OodmonError
 from oodmon.evaluate import auroc
 from oodmon.fitting.learn import RUN, Progress
 from oodmon.fitting.proposal import coverage, propose, rank_correlation
-from oodmon.fitting.reading import Reading, place_of, reads_of
+from oodmon.fitting.reading import Reading, offered, place_of, probe_of, reads_of
 from oodmon.fitting.sampled import sampled, sized
 from oodmon.fitting.sources import Source
 from oodmon.fitting.trial import (
@@ -42,7 +42,6 @@ from oodmon.fitting.trial import (
 from oodmon.fitting.withheld import UNSEEN, classes_of, withheld
 from oodmon.registry import detectors as registry
 from oodmon.taps.layout import head_of
-from oodmon.taps.twin import Twin
 
 __all__ = ["Advice", "Verdict", "advise", "catalogue"]
 
@@ -187,8 +186,8 @@ def advise(
     if device:
         model = model.to(device)
     place = place_of(model)
-    offered = tap.offers(model) if hasattr(tap, "offers") else ()
-    trying = {name: detector.pin(offered) for name, detector in candidates.items()}
+    layers = offered(tap, model)
+    trying = {name: detector.pin(layers) for name, detector in candidates.items()}
     known = {name: scorer.to(place) for name, scorer in (learnt or {}).items()}
     reads = reads_of([*trying.values(), *(scorer.detector for scorer in known.values())])
     tell("sampling", 0.0, source.told)
@@ -213,7 +212,7 @@ def advise(
             f"at least {LEAST} of each are needed"
         )
     head = head_of(getattr(model, "_orig_mod", model))
-    probe = getattr(tap, "twin", Twin)(model) if reads.model else None
+    probe = probe_of(tap, model, reads)
     with (
         tempfile.TemporaryDirectory(prefix="oodmon-advise-") as scratch,
         Reading(model, tap, reads) as reading,

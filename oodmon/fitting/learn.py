@@ -28,12 +28,11 @@ from oodmon.contracts import Detector, Probe, Reads, Tap
 from oodmon.detectors import Reference, Scorer
 from oodmon.errors import ContractError
 from oodmon.fitting.placed import check
-from oodmon.fitting.reading import Reading, place_of, reads_of
+from oodmon.fitting.reading import Reading, offered, place_of, probe_of, reads_of
 from oodmon.fitting.shares import Shares, moved
 from oodmon.fitting.sources import Source
 from oodmon.taps.identity import identify
 from oodmon.taps.layout import head_of
-from oodmon.taps.twin import Twin
 
 __all__ = ["RUN", "Fitted", "Fitting", "fit"]
 
@@ -134,8 +133,8 @@ def fit(
         model = model.to(device)
     place = place_of(model)
     weights = identify(model)
-    offered = tap.offers(model) if hasattr(tap, "offers") else ()
-    pinned = {name: detector.pin(offered) for name, detector in detectors.items()}
+    layers = offered(tap, model)
+    pinned = {name: detector.pin(layers) for name, detector in detectors.items()}
     with tempfile.TemporaryDirectory(prefix="oodmon-fit-") as scratch:
         shares = Shares(Path(scratch), learn_share, seed, RUN if in_order else 1)
         reads = reads_of(pinned.values())
@@ -153,9 +152,9 @@ def fit(
             weights = ""
         made_for = (model_name, version, weights)
         head = head_of(getattr(model, "_orig_mod", model))
-        twin = getattr(tap, "twin", Twin)(model) if reads.model else None
+        probe = probe_of(tap, model, reads)
         fitted = {
-            name: _fit_one(name, detector, shares, head, seed, place, tell, made_for, twin)
+            name: _fit_one(name, detector, shares, head, seed, place, tell, made_for, probe)
             for name, detector in pinned.items()
         }
     return Fitting(

@@ -13,9 +13,8 @@ from oodmon.contracts import Tap
 from oodmon.detectors import Scorer
 from oodmon.errors import ContractError
 from oodmon.fitting.learn import Progress
-from oodmon.fitting.reading import Reading, reads_of
+from oodmon.fitting.reading import Reading, probe_of, reads_of
 from oodmon.fitting.sources import Source
-from oodmon.taps.twin import Twin
 
 __all__ = ["measure"]
 
@@ -39,7 +38,7 @@ def measure(
     """
     columns: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in scorers}
     reads = reads_of(scorer.detector for scorer in scorers.values())
-    probe = getattr(tap, "twin", Twin)(model) if reads.model else None
+    probe = probe_of(tap, model, reads)
     done = 0
     with Reading(model, tap, reads) as reading:
         for batch in source.batches():

@@ -10,13 +10,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from oodmon.contracts import Detector, Reads, Tap
+from oodmon.contracts import Detector, Probe, Reads, Tap
 from oodmon.errors import ContractError
 from oodmon.fitting.sources import Batch
 from oodmon.records import Activations
 from oodmon.taps.collect import LastPass
+from oodmon.taps.twin import Twin
 
-__all__ = ["Reading", "place_of", "reads_of"]
+__all__ = ["Reading", "offered", "place_of", "probe_of", "reads_of"]
 
 
 def reads_of(detectors: Iterable[Detector]) -> Reads:
@@ -34,6 +35,18 @@ def reads_of(detectors: Iterable[Detector]) -> Reads:
 def place_of(model: nn.Module) -> torch.device:
     """Where the model's weights are."""
     return next(model.parameters(), torch.empty(0)).device
+
+
+def offered(tap: Tap, model: nn.Module) -> tuple[str, ...]:
+    """The layers that the tap would read in this model; empty of a tap that cannot tell."""
+    found: tuple[str, ...] = tap.offers(model) if hasattr(tap, "offers") else ()
+    return found
+
+
+def probe_of(tap: Tap, model: nn.Module, reads: Reads) -> Probe | None:
+    """Further passes through the model, called as the tap does; none where nothing needs them."""
+    made: Probe | None = getattr(tap, "twin", Twin)(model) if reads.model else None
+    return made
 
 
 class Reading:
