@@ -128,7 +128,7 @@ def test_a_thousandfold_burst_is_no_change_and_takes_bounded_time() -> None:
     began = time.process_time()
     found = ranked(counts[None], pool[None], np.array([7], np.uint64))[0]
     assert found.sum() == MOST
-    assert time.process_time() - began < 5.0
+    assert time.process_time() - began < 60.0
     # And a burst that is a change is one.
     novel = [np.where(rng.random(50_000) < 0.2, 6.0, rng.normal(size=50_000))]
     burst = _pipeline(known, promise=1000)
