@@ -65,6 +65,9 @@ class MSP(Detector):
     Score      log(1 - max p), < 0, no ties at saturation (scale "log_complement");
                -max p, in [-1, -1/C] (scale "prob"); both order samples the same way
     Reference  Hendrycks and Gimpel, ICLR 2017
+
+    Trap: a multi-label model, with a sigmoid for each class, has no softmax, and no score of one
+    means anything for it. `max_logit` is that of its surest label; or read its features.
     """
 
     temperature: float = 1.0
