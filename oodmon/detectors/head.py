@@ -82,7 +82,7 @@ def rowwise(values: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def energy(features: Tensor, state: State, factor: Tensor | None = None) -> Tensor:
+def energy(features: Tensor, state: State, factor: Tensor | float | None = None) -> Tensor:
     """-log sum exp of the head's logits, (B,), for features (B, D) times a factor (B, 1)."""
     weight, bias = state["weight"], state["bias"]
     rows = features if factor is None else features * factor

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from oodmon.errors import ContractError
 
@@ -53,6 +54,8 @@ class Cut(NamedTuple):
     def kept(self, values: Tensor) -> Tensor:
         """The values (B, N) that are among the largest, and zeros for the others."""
         if self.weight is None:  # on a CPU
+            if len(values) == 1:
+                return functional.threshold(values, self.low.item(), 0.0)
             kept = values.clone()
             for row, low in zip(kept, self.low.flatten().tolist(), strict=True):
                 torch.threshold_(row, low, 0.0)
@@ -103,20 +106,20 @@ def largest(values: Tensor, count: int) -> Cut:
 
 def _selected(values: Floats, count: int) -> Cut:
     """In the host's memory, row by row; without a weight if nobody shares a positive k-th value."""
-    high = np.empty((len(values), 1), values.dtype)
-    weight = np.ones_like(high)
+    high, weight = [], [1.0] * len(values)
     plain = True
     for number, row in enumerate(values):
         least = math.nan if math.isnan(row.min()) else _kth(row, count)
-        high[number] = least
+        high.append(least)
         upto = np.count_nonzero(row >= least)
         if not least > 0.0 or upto != count:
             plain = False
             above = np.count_nonzero(row > least)
             weight[number] = (count - above) / (upto - above) if upto > above else math.nan
-    low = np.nextafter(high, -np.inf, dtype=values.dtype)
-    ends = torch.from_numpy(low), torch.from_numpy(high)
-    return Cut(*ends, None if plain else torch.from_numpy(weight))
+    ends = np.array([high, high], values.dtype)
+    np.nextafter(ends[0], -np.inf, out=ends[0], dtype=values.dtype)
+    low, top = torch.from_numpy(ends).unsqueeze(2)
+    return Cut(low, top, None if plain else low.new_tensor(weight).unsqueeze(1))
 
 
 def _kth(row: Floats, count: int) -> float:

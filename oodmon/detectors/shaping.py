@@ -7,6 +7,7 @@ features after a ReLU. On a feature map the shaping comes before the mean over i
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
@@ -226,9 +227,12 @@ class _Pruning(_Shaping):
         width = rows.shape[1:].numel()
         return max(1, width - round(width * self.pruned))
 
-    def _factor(self, before: Tensor, after: Tensor, rows: Tensor) -> Tensor:
+    def _factor(self, before: Tensor, after: Tensor, rows: Tensor) -> Tensor | float:
         """exp(sum before / sum after), (B, 1), which is at most exp(N / k) after a ReLU."""
         most = min(rows.shape[1:].numel() / self._count(rows), _STEEPEST)
+        if len(rows) == 1 and rows.is_cpu:  # four calls on a number cost as much as a head
+            share = before.item() / max(after.item(), _SMALLEST)
+            return math.exp(min(max(share, 0.0), most))
         # where nothing is above zero before is not either
         return before.div(after.clamp(min=_SMALLEST)).clamp_(min=0.0, max=most).exp_()
 
