@@ -27,7 +27,7 @@ _SECOND: Final = 1_000_000_000
     type=Duration(),
     default="30d",
     show_default=True,
-    help="Go by labels of samples that were observed in the last so much.",
+    help="Go by labels of samples of the last so much; no longer ago than the last `oodmon fit`.",
 )
 @click.option("--undo", is_flag=True, help="Take the detector at its word again.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
