@@ -36,7 +36,9 @@ _STEP: Final = 0.01
 _CORRELATIONS: Final = _STEP * np.arange(99)
 
 # The alternatives that are bet on. In normal scores z = Phi^-1(1 - p), so higher is more OOD.
-_SHIFTS: Final = (-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+# Shifts double: of what lies between two, the lesser bet wins nine tenths, and a shift of 0.1 (a
+# fifth of the traffic is a little novel) needs a bet of its own, or none grows.
+_SHIFTS: Final = (-2.0, -1.0, -0.5, -0.25, 0.0625, 0.125, 0.25, 0.5, 1.0, 2.0)
 _SPREADS: Final = (0.7, 0.85, 1.15, 1.25, 1.4, 1.7)
 _SHIFTED_SPREADS: Final = ((0.5, 1.25), (1.0, 1.5), (0.5, 0.8), (-0.5, 0.8), (-0.5, 1.25))
 _SHARES: Final = (0.02, 0.05, 0.1, 0.25)
