@@ -187,11 +187,12 @@ class Wealth:
         # Ranks among a pool that is held still are not sequential ones: a promise that is kept by
         # them needs a pool that learns until there is an alarm, of all streams together.
         held = limit if alarming else limit + sharing
-        lead = (gains + table.log_weights).max(1, keepdims=True)
         return Wealth(
             table,
             (grown - np.maximum(evidence - most, 0.0)).astype(np.float32),
-            np.maximum(gains - np.maximum(lead - most, 0.0), 0.0).astype(np.float32),
+            # Each for itself: were all lowered with the first, a long change would look like a new
+            # one whenever two bets that pay alike change places.
+            np.minimum(gains, most - table.log_weights).astype(np.float32),
             begun,
             self.seen + counts * (evidence < held),
             counts + self.recent * begins,
