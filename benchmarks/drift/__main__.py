@@ -2,7 +2,7 @@
 
 python -m benchmarks.drift [--long] [--only STREAM] [--contenders TEXT] [--out FOLDER]
 
-Short form: up to 20 repetitions of each cell. Long form: 100 of each, slow contenders fewer, as the
+Short form: up to 15 repetitions of each cell. Long form: 100 of each, slow contenders fewer, as the
 table says; each cell is kept in `cells.jsonl` of the folder as soon as it is done, and a further
 call goes on from there (`--again TEXT` runs these contenders once more, `--minutes` stops it in
 time, `--table` only makes the table of what is there). `python -m benchmarks.drift.page` puts the
@@ -34,7 +34,9 @@ from benchmarks.drift.streams import load
 from benchmarks.drift.worker import Cell, Plan
 
 ROOT = Path(__file__).resolve().parents[2]
-SHORT = Plan(repetitions=20, seconds=0.4)
+SHORT = Plan(repetitions=15, seconds=0.25, control=10_000)
+SHORT_MINUTES = 12.0
+"""Then the table is made of what is there; the slowest contenders come last."""
 LONG = Plan(repetitions=100, seconds=10.0, shares=(0.01, 0.05, 0.2, 1.0))
 DATA = Path(os.environ.get("OODMON_TEST_DATA", ROOT.parent / "shared" / "data"))
 Alarms = dict[str, list[int]]
@@ -152,7 +154,7 @@ def main() -> None:
     parser.add_argument("--contenders", default="", help="parts of names, with semicolons between")
     parser.add_argument("--again", default="", help="as --contenders: not to be gone on with")
     parser.add_argument("--table", action="store_true", help="run nothing")
-    parser.add_argument("--minutes", type=float, default=math.inf)
+    parser.add_argument("--minutes", type=float, help="short form: 12; long form: as it takes")
     parser.add_argument("--repetitions", type=int, default=0)
     parser.add_argument("--reference", type=int, default=1_000, help="scores in the reference")
     parser.add_argument("--lanes", type=int, default=2)
@@ -186,7 +188,7 @@ def main() -> None:
 
 def _measure(asked: argparse.Namespace, plan: Plan, results: Results) -> None:
     begun = time.monotonic()
-    until = begun + 60.0 * asked.minutes
+    until = begun + 60.0 * (asked.minutes or (math.inf if asked.long else SHORT_MINUTES))
     jobs = [
         (python, name)
         for python, names in environments()

@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--control", type=int, default=20_000, help="samples without a change")
     asked = parser.parse_args()
     rows, promise, runs = asked.rows, asked.promise, asked.runs
-    budget = Budget(f"1 per {promise / rows:g} windows", tolerated_fraction=0.0)
+    budget = Budget(f"1 per {promise / rows:.12g} windows", tolerated_fraction=0.0)
     bar = math.log10(promise / rows)
     for size in map(int, asked.sizes.split(",")):
         for phi in map(float, asked.phis.split(",")):

@@ -122,7 +122,7 @@ class Budgeted(SideBySide):
 
 
 def _budget(promise: float, window: int, tolerated: float = 0.0) -> Budget:
-    return Budget(f"1 per {promise / window:g} windows", tolerated_fraction=tolerated)
+    return Budget(f"1 per {promise / window:.12g} windows", tolerated_fraction=tolerated)
 
 
 def _tuned(name: str, window: int, **options: Any) -> Ours:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.drift.ours import Budgeted
+from benchmarks.drift.ours import OURS, Budgeted
 from benchmarks.drift.side import DETECTOR, SECOND, Panes, Side
 from benchmarks.drift.streams import Change, Stream
 from benchmarks.drift.worker import Plan, delay, run_length
@@ -92,3 +92,12 @@ def test_real_scores_have_no_ties() -> None:
     assert values[:2_000].max() <= pool[-1]
     assert np.mean(values[2_000:] > 5.0) == pytest.approx(0.5, abs=0.05)
     assert np.median(values[:2_000]) == pytest.approx(np.median(pool), abs=0.1)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if "budget" in name])
+def test_a_budget_keeps_the_promise_that_it_is_named_by(name: str) -> None:
+    made = OURS[name]()
+    assert f"{made.promise:,.0f}" in name
+    reference, values = np.linspace(-2.0, 2.0, 200), np.linspace(-2.0, 2.0, 300)[::-1]
+    made.begin(reference)
+    assert made.first_alarm(np.random.default_rng(0).permutation(values)) in range(301)
