@@ -101,7 +101,7 @@ class Budgeted(SideBySide):
 
     def __init__(self, promise: float, tolerated: float = 0.0) -> None:
         self.promise = promise
-        self._test = _budget(promise, 1, tolerated)
+        self.test = _budget(promise, 1, tolerated)
 
     def begin(self, reference: F8) -> None:
         self._reference = reference
@@ -112,13 +112,13 @@ class Budgeted(SideBySide):
     def first_alarms(
         self, references: Sequence[F8], values: Sequence[F8], quiet: int
     ) -> list[tuple[int, int]]:
-        side = Side(self._test, 1, references, values)
+        side = Side(self.test, 1, references, values)
         found = side.first_alarms(quiet)
         self._state = side.states[0]
         return found
 
     def state_bytes(self) -> int:
-        return sum(array.nbytes for array in self._test.freeze(self._state).values())
+        return sum(array.nbytes for array in self.test.freeze(self._state).values())
 
 
 def _budget(promise: float, window: int, tolerated: float = 0.0) -> Budget:

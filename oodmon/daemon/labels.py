@@ -83,8 +83,8 @@ def tell(
         if one.labelled < labelling.least_labels:
             continue
         shift = one.shift
-        if judge is not None and not math.isnan(shift):
-            judged = store.judged(one.model, one.version, since)
+        # Another read than the one before: what was labelled then may be deleted by now.
+        if judge is not None and (judged := store.judged(one.model, one.version, since)):
             errors = judge.wrong_at(np.array([error for error, _ in judged]))
             shift = float(errors.mean()) - sum(wrong for _, wrong in judged) / len(judged)
         told = (one.accuracy, one.low, one.high, shift, one.corrected)

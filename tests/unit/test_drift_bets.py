@@ -87,3 +87,14 @@ def test_weights_sum_to_one_and_frozen_bets_have_the_smaller_part() -> None:
     few = bets((*(0,) * (BINS - 1), 3), 0.0, 0.05, "auto")
     assert few.sequential == len(few.log_bets)
     assert np.exp(few.log_weights).sum() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("shift", [0.08, 0.1, 0.18, 0.35, 0.7, 1.4])
+def test_a_shift_between_two_that_are_bet_on_is_paid_for(shift: float) -> None:
+    """A bet on somewhat less or more wins most of what the right one would."""
+    normal = NormalDist()
+    inner = [normal.cdf(normal.inv_cdf(edge) + shift) for edge in BIN_EDGES[1:-1].tolist()]
+    shifted = np.diff([0.0, *inner, 1.0])
+    possible = float(shifted @ np.log(shifted / np.diff(BIN_EDGES)))
+    found = bets(_uniform(10_000), 0.0, 0.05, "sequential")
+    assert float((found.log_bets @ shifted).max()) > 0.8 * possible
